@@ -1,0 +1,123 @@
+"""Files that are whole or not there: durable writes, atomic renames, hashes, canonical JSON.
+
+The order (write, fsync the file, rename, fsync the directory) follows "All File Systems Are Not Created Equal"
+(Pillai et al., OSDI 2014): without the last step a rename may be lost with the power.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pitstop.errors import UserError
+
+
+def canonical_json(value: object) -> str:
+    """The one way to write `value` as JSON: sorted keys, no spaces. Equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Writes and fsyncs a file that must not exist yet; its directory is the caller's to fsync.
+
+    Raises:
+        FileExistsError: `path` exists.
+        OSError: the disk is full, gone, or broken.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Replaces `path` by `data` at once: a reader sees the old file or the new one, never a part.
+
+    `durable=False` spares the two fsyncs: for a heartbeat, which only the living read.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_directory(path.parent)
+
+
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+
+
+def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
+    """Raises ValueError (with the path) if the file is too large or not JSON, OSError if it cannot be read."""
+    size = path.stat().st_size
+    if size > limit_bytes:
+        raise ValueError(f"{path} has {size} bytes, more than the {limit_bytes} that such a file may have")
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+@contextmanager
+def new_directory(final: Path) -> Iterator[Path]:
+    """A directory that appears whole under the name `final`, or not at all: fill the one that is yielded.
+
+    What was at `final` before is moved aside first and deleted last. Files inside are the caller's to fsync
+    (`write_new` does).
+    """
+    temporary = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        fsync_directory(temporary)
+        old = final.with_name(f".trash-{final.name}-{os.getpid()}")
+        if final.exists():
+            os.rename(final, old)
+        os.rename(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_directory(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Deletes a directory so that a crash on the way never leaves half of it under its own name."""
+    trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
+    os.rename(path, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def require_space(directory: Path, needed_bytes: int, purpose: str) -> None:
+    """Raises UserError with path, needed and free bytes if the disk of `directory` is too small for `purpose`."""
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < needed_bytes:
+        raise UserError(
+            f"{directory.resolve()} has {free_bytes / 1e6:,.0f} MB free, but {purpose} needs {needed_bytes / 1e6:,.0f} MB. "
+            "Free some space, or point elsewhere with --runs_dir (data: PITSTOP_DATA_DIR)."
+        )
