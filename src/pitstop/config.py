@@ -3,12 +3,16 @@
 import math
 import os
 import re
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
+from pitstop.errors import UserError
 from pitstop.files import canonical_json, sha256
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -46,6 +50,17 @@ def run_name(value: str) -> str:
     return value
 
 
+def directory(value: object) -> Path:
+    """A directory, or a place where one can be made; `~` is the home directory. Raises ValueError."""
+    if not str(value):
+        raise ValueError("a directory was expected")
+    path = Path(os.path.expanduser(str(value)))
+    nearest = next((place for place in (path, *path.parents) if os.path.exists(place)), path)
+    if not os.path.isdir(nearest):
+        raise ValueError(f"a directory was expected, but {nearest} is {'a file' if nearest.exists() else 'not there'}")
+    return path
+
+
 def _not_one(value: int) -> int:
     if value == 1:
         raise ValueError("at least 2 was expected: batch normalisation has no statistics over one sample")
@@ -54,8 +69,9 @@ def _not_one(value: int) -> int:
 
 Interval = Annotated[str, BeforeValidator(interval)]
 RunName = Annotated[str, AfterValidator(run_name)]
+Directory = Annotated[Path, BeforeValidator(directory)]
 MicroBatch = Annotated[int, AfterValidator(_not_one)]
-OPERATIONAL = {"operational": True}
+OPERATIONAL: JsonDict = {"operational": True}
 
 
 def operational(default: Any, **bounds: Any) -> Any:
@@ -63,10 +79,25 @@ def operational(default: Any, **bounds: Any) -> Any:
     return Field(default, json_schema_extra=OPERATIONAL, **bounds)
 
 
+def from_environment(variable: str, default: str) -> Any:
+    """An operational field whose default is set once, by an environment variable that is not empty."""
+    return Field(
+        default_factory=lambda: os.environ.get(variable) or default,
+        json_schema_extra={"operational": True, "environment": variable},
+    )
+
+
+def mark(field: FieldInfo, name: str) -> Any:
+    """What the field carries under `name` ("operational", "environment"), or None."""
+    return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None
+
+
 class RecipeConfig(BaseModel):
     """The flags that every recipe shares; a recipe's own Config adds to them, or gives other defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+    )
 
     epochs: float = Field(10, gt=0)
     """passes over the training images; may be a fraction"""
@@ -99,10 +130,8 @@ class RecipeConfig(BaseModel):
 
     name: RunName = operational("")
     """of the run and its directory; default: <recipe>-<digest of the flags>"""
-    runs_dir: Path = Field(
-        default_factory=lambda: Path(os.environ.get("PITSTOP_RUNS_DIR", "runs")), json_schema_extra=OPERATIONAL
-    )
-    """where runs lie (environment: PITSTOP_RUNS_DIR)"""
+    runs_dir: Directory = from_environment("PITSTOP_RUNS_DIR", "runs")
+    """where runs lie"""
     accept_change: bool = operational(False)
     """continue although what defines the run has changed"""
     dry_run: bool = operational(False)
@@ -126,21 +155,53 @@ class RecipeConfig(BaseModel):
     wandb_project: str = operational("pitstop", min_length=1)
     """project at W&B"""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """A recipe gives a shared flag another default by `epochs: float = 26`: pydantic would forget the bounds of the
+        field, and that it is operational, since to it this is a new field. Here it inherits both."""
+        super().__init_subclass__(**arguments)
+        for name in cls.__annotations__:
+            shared, default = RecipeConfig.model_fields.get(name), cls.__dict__.get(name, ...)
+            if shared is not None and not isinstance(default, FieldInfo):
+                field: FieldInfo = Field(default, json_schema_extra=shared.json_schema_extra)
+                field.metadata = [*shared.metadata]
+                setattr(cls, name, field)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        """What a shared flag means is inherited too, unless the recipe says it anew."""
+        for name, shared in RecipeConfig.model_fields.items():
+            cls.model_fields[name].description = cls.model_fields[name].description or shared.description
+
     @classmethod
     def defining_fields(cls) -> list[str]:
         """The fields that say what is trained: their values make the run."""
-        return [name for name, field in cls.model_fields.items() if field.json_schema_extra != OPERATIONAL]
+        return [name for name, field in cls.model_fields.items() if not mark(field, "operational")]
 
     def definition(self) -> dict[str, Any]:
-        """Defining field -> JSON value. The data appear by their last name: another path to the same data is the same."""
+        """Defining field -> JSON value. Of the data only the last name: another path to the same data is the same."""
         values = self.model_dump(mode="json", include=set(self.defining_fields()))
         return values | {"data": Path(self.data).name}
 
     def digest(self, recipe: str) -> str:
-        """Eight hexadecimal digits over the recipe's name and what differs from its defaults."""
-        default = type(self)().definition()
-        changed = {name: value for name, value in self.definition().items() if value != default[name]}
+        """Eight hexadecimal digits over the recipe's name and what differs from its defaults (or has none)."""
+        required = {name for name, field in type(self).model_fields.items() if field.is_required()}
+        default = type(self)(**{name: getattr(self, name) for name in required}).definition()
+        values = self.definition()
+        changed = {name: value for name, value in values.items() if name in required or value != default[name]}
         return sha256(canonical_json([recipe, changed]).encode())[:8]
+
+
+def recipe_file(config_type: type[BaseModel]) -> Path:
+    """The program in which the recipe's Config is written. Raises UserError where there is none (a notebook, `-c`)."""
+    file = getattr(sys.modules[config_type.__module__], "__file__", None)
+    if file is None:
+        raise UserError(f"{config_type.__name__} is not written in a file; a recipe is a program: put it in one")
+    return Path(file).resolve()
+
+
+def recipe_name(config_type: type[BaseModel]) -> str:
+    """`cifar10` for recipes/cifar10.py."""
+    return recipe_file(config_type).stem
 
 
 def crossings(every: float, epoch_length: int, position: int) -> int:

@@ -13,6 +13,10 @@ class UserError(ValueError):
     exit_code = BAD_USAGE
 
 
+class UsageError(UserError):
+    """The command line is wrong: one line for each thing that is."""
+
+
 class RunInUseError(UserError):
     """Another process holds the run directory; the same command may be given again, exit code 75."""
 

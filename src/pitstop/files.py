@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,22 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
+def probe(directory: Path) -> None:
+    """Writes, fsyncs and renames a small file there, so that a disk which cannot is known before the first paid step.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        write_atomic(directory / ".probe", b"")
+        (directory / ".probe").unlink()
+    except OSError as error:
+        raise UserError(
+            f"{directory} does not take a file, or does not rename or fsync it ({error.strerror}): a checkpoint would "
+            "not be safe there. Use a local disk with --runs_dir."
+        ) from error
+
+
 def require_space(directory: Path, needed_bytes: int, purpose: str) -> None:
     """Raises UserError with path, needed and free bytes if the disk of `directory` is too small for `purpose`."""
     free_bytes = shutil.disk_usage(directory).free
@@ -121,3 +137,31 @@ def require_space(directory: Path, needed_bytes: int, purpose: str) -> None:
             f"{directory.resolve()} has {free_bytes / 1e6:,.0f} MB free, but {purpose} needs {needed_bytes / 1e6:,.0f} MB. "
             "Free some space, or point elsewhere with --runs_dir (data: PITSTOP_DATA_DIR)."
         )
+
+
+class AppendOnly:
+    """A file of lines, each written by one system call; a line that a crash cut short is ended first."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            os.write(self._descriptor, b"\n")
+
+    def write(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole JSON objects of a file of lines; what a crash cut short is passed over."""
+    rows = []
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    rows.append(row)
+    return rows

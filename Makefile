@@ -1,0 +1,34 @@
+# `make check` is what CI runs (.ci/run). PYTHON is any environment in which pitstop[test] is installed.
+PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+
+# The oldest versions that pyproject.toml allows: change both together.
+OLDEST = torch==2.6.0 torchvision==0.21.0 accelerate==1.3.0 timm==1.0.13 safetensors==0.5.0 numpy==1.26.0 \
+         pillow==10.0.0 pydantic==2.7.0 fire==0.7.0 tqdm==4.66.0 scikit-learn==1.4.0 wandb==0.31.0
+
+.PHONY: setup check test bench format oldest
+
+setup:  ## .venv with pitstop and the tools; a torch that is already in it stays
+	python3 -m venv .venv
+	.venv/bin/python -m pip install -e '.[test]'
+
+check:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest -q
+
+test:
+	$(PYTHON) -m pytest
+
+bench:  ## prints tables, asserts nothing
+	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(PYTHON) "$$program"; done
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+oldest:  ## the tests with the oldest versions, in an environment of their own
+	python3 -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install $(OLDEST)
+	.venv-oldest/bin/python -m pip install -e '.[test]'
+	.venv-oldest/bin/python -m pytest -q

@@ -1,0 +1,78 @@
+"""CIFAR-10: timm's resnet18 with a 3x3 stem and no max-pool, all images resident on the device."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pitstop.config import RecipeConfig
+from pitstop.flags import parse
+
+
+class Config(RecipeConfig):
+    """CIFAR-10 or CIFAR-100, or any folder or archive of small images.
+
+    The settings of Keller Jordan's cifar10-zoo resnet18, whose anchor is 94.0 % with mirror and shift TTA (93.4 %
+    without) after 26 epochs, 52 s on an A100. Ours: not measured on a GPU.
+    """
+
+    epochs: float = Field(26, gt=0)
+    """passes over the training images: 26 for the 94 % of the anchor, 80 for 96 %; may be a fraction"""
+    batch_size: int = Field(500, ge=2)
+    peak_lr: float = Field(0.2, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    data: str = "cifar10"
+    """cifar10, cifar100, or a folder, .zip or .tar.gz with train/<class>/* and test|val/<class>/*"""
+    stem: Literal["auto", "small", "imagenet"] = "auto"
+    """small: 3x3 and no max-pool; imagenet: timm's own; auto: small where the model has one to change"""
+    image_size: int = Field(32, ge=8, le=128)
+    """pixels; images of another size are resized once"""
+    flip: bool = True
+    """mirror every second image"""
+    shift: int = Field(4, ge=0)
+    """pixels by which an image moves at most"""
+    cutout: int = Field(12, ge=0)
+    """side in pixels of the square that is hidden; 0: none"""
+
+
+def main(config: Config) -> None:
+    from functools import partial
+
+    from torch import nn
+
+    from pitstop import augment, data, models, optim
+    from pitstop.accumulate import accumulate
+    from pitstop.evaluate import evaluate
+    from pitstop.session import Session
+
+    with Session.open(config, __file__) as session:
+        fetch = {"download": not config.dry_run, "say": session.say}
+        train, test = data.load(config.data, default="cifar10", image_size=config.image_size, **fetch)
+        train, test = session.own(train, test)
+        mean, std = data.mean_and_std(train.images_NCHW)
+        augmentation = augment.Standard(
+            mean, std, seed=config.seed, flip=config.flip, shift=config.shift, cutout=config.cutout
+        )
+        batches = data.Batches(train, config.batch_size, seed=config.seed, augment=augmentation, **session.slice)
+
+        look = {"classes": train.classes, "image_size": train.size, "stem": config.stem}
+        model = models.create(config.model, channels=train.channels, seed=config.seed, **look).to(session.device)
+        optimizer = optim.sgd(model, weight_decay=config.weight_decay)
+        model, optimizer = session.prepare(model, optimizer)
+        criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="sum")
+        normalise = partial(augment.normalise, mean=mean, std=std)
+        score = partial(evaluate, model, test, normalise=normalise, autocast=session.precision.autocast)
+        session.restore(batches)
+
+        for batch in batches.between(session.step, session.total_steps):
+            if session.due(config.eval_every):
+                session.evaluated(score())
+            optim.set_lr(optimizer, optim.learning_rate(config, session.step, session.total_steps, batches.steps_per_epoch))
+            loss = accumulate(model, batch, criterion, precision=session.precision)
+            session.precision.update(model, optimizer, clip_grad_norm=config.clip_grad_norm)
+            session.commit({"loss": loss})
+
+        session.finish(score(tta=("mirror", "mirror_shift")), models.card(config.model, mean=mean, std=std, **look))
+
+
+if __name__ == "__main__":
+    main(parse(Config))

@@ -1,0 +1,171 @@
+"""Checkpoints on disk: complete and verified, or not there.
+
+    checkpoints/step-00001200/state.safetensors    every tensor
+                              manifest.json        sizes, SHA-256, step, shape, versions, everything that is no tensor
+
+Written into a temporary sibling, each file fsynced, the manifest last, then renamed: see `files.new_directory`. No
+pickle anywhere: what is read is JSON and safetensors, and only after its hash was compared.
+"""
+
+import contextlib
+import errno
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from pitstop.errors import UserError
+from pitstop.files import canonical_json, new_directory, read_json, remove_tree, sha256, write_json, write_new
+
+FORMAT = 1
+STATE, MANIFEST, LOADING = "state.safetensors", "manifest.json", "loading.json"
+NAME = re.compile(r"step-(\d{8,})")
+TRIES = 2  # loads that may end the process before the checkpoint is taken to be the cause
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved after `step` steps."""
+
+    step: int
+    path: Path
+    manifest: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def to_bytes(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    """Tensors as one safetensors file; equal content gives equal bytes.
+
+    One metadata key holding canonical JSON: the order of several would change from process to process.
+    """
+    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(contiguous, metadata={"pitstop": canonical_json(about)})
+
+
+def _steps(directory: Path) -> list[tuple[int, Path]]:
+    """(step, path) of what calls itself a checkpoint, the newest first. By its number: clocks jump."""
+    found = [(match, path) for path in directory.iterdir() if (match := NAME.fullmatch(path.name))]
+    return sorted(((int(match[1]), path) for match, path in found), reverse=True)
+
+
+def write(directory: Path, step: int, tensors: dict[str, Tensor], about: dict[str, Any], *, keep: int) -> int:
+    """Commits one checkpoint and then prunes to the newest `keep`. Returns its size in bytes.
+
+    Raises:
+        OSError: it could not be written; what was there before is untouched.
+    """
+    data = to_bytes(tensors, {"step": step})
+    manifest = {"format": FORMAT, "step": step, **about, "files": {STATE: {"bytes": len(data), "sha256": sha256(data)}}}
+    text = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+    with new_directory(directory / f"step-{step:08d}") as temporary:
+        write_new(temporary / STATE, data)
+        write_new(temporary / MANIFEST, text)
+    for _, path in _steps(directory)[keep:]:
+        remove_tree(path)
+    return len(data) + len(text)
+
+
+def write_final(directory: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """`final/`: model.safetensors and model.json, all that is needed to use the model; the same bytes each time."""
+    with new_directory(directory) as temporary:
+        write_new(temporary / "model.safetensors", to_bytes(tensors, card))
+        write_new(temporary / "model.json", (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def verify(path: Path) -> Checkpoint:
+    """Reads a checkpoint whole and compares every hash.
+
+    Raises:
+        ValueError: it is torn, altered, or of another format; OSError: a file is missing or cannot be read.
+    """
+    manifest = read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise ValueError(f"its format is {found}, {FORMAT} was expected")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or set(files) != {STATE}:
+        raise ValueError(f"its manifest does not list {STATE} and nothing else")
+    data = (path / STATE).read_bytes()
+    expected = files[STATE]
+    if len(data) != expected.get("bytes"):
+        raise ValueError(f"{STATE} has {len(data)} bytes, {expected.get('bytes')} were written")
+    if sha256(data) != expected.get("sha256"):
+        raise ValueError(f"{STATE} is not what was written: its SHA-256 is another")
+    if manifest.get("step") != int(path.name.removeprefix("step-")):
+        raise ValueError(f"its manifest is that of step {manifest.get('step')}")
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{STATE} cannot be read: {error}") from error
+    return Checkpoint(manifest["step"], path, manifest, tensors)
+
+
+def _set_aside(path: Path) -> Path:
+    number = 1
+    while (target := path.with_name(f"bad-{path.name}-{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target
+
+
+def _tries(directory: Path, path: Path) -> int:
+    """How often in a row loading this checkpoint has begun and not ended."""
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        marker = read_json(directory / LOADING)
+        return int(marker["tries"]) if marker.get("checkpoint") == path.name else 0
+    return 0
+
+
+def newest(directory: Path, *, complain: Say) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None where there is none; a bad one is set aside and named.
+
+    Call `loaded` when it is in use. A checkpoint whose loading has ended the process twice is set aside too, so that
+    no restart goes on for ever at the same place.
+
+    Raises:
+        UserError: a checkpoint was written by a later pitstop.
+    """
+    for _, path in _steps(directory):
+        try:
+            tries = _tries(directory, path)
+            if tries >= TRIES:
+                raise ValueError(f"the process ended {tries} times while loading it")
+            write_json(directory / LOADING, {"checkpoint": path.name, "tries": tries + 1})
+            return verify(path)
+        except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            _complain(path, str(error), complain)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise  # no permission, say: the checkpoint may be good, a person must look
+            _complain(path, f"the disk cannot read it ({error.strerror})", complain)
+    return None
+
+
+def _complain(path: Path, why: str, complain: Say) -> None:
+    written_as = 0
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        written_as = int(read_json(path / MANIFEST).get("format"))
+    if written_as > FORMAT:
+        raise UserError(f"{path} was written by a later pitstop: update this one (pip install -U pitstop).")
+    aside = _set_aside(path)
+    complain(f"CHECKPOINT {path.name} IS BAD AND NOT USED: {why}. It is kept as {aside}; the one before is tried.")
+
+
+def loaded(directory: Path) -> None:
+    """The checkpoint that `newest` gave is in use: its loading did not end the process."""
+    (directory / LOADING).unlink(missing_ok=True)
+
+
+def clean(directory: Path) -> None:
+    """Deletes what a killed save or removal left behind."""
+    for path in directory.iterdir():
+        if path.name.startswith((".tmp-", ".trash-")):
+            remove_tree(path)

@@ -1,0 +1,84 @@
+"""What `--data` may name: a known set, a folder, or an archive."""
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pitstop.data.archive import ARCHIVE_SUFFIXES
+from pitstop.data.cifar import DATASETS, CifarName, load_cifar
+from pitstop.data.folder import load_folder
+from pitstop.data.images import ImageSet
+from pitstop.data.locks import never
+from pitstop.errors import UserError
+
+ACCEPTED = (
+    f"--data takes {' or '.join(DATASETS)}, or the path of a folder or an archive ({', '.join(ARCHIVE_SUFFIXES)}) "
+    "with train/<class>/* and test/<class>/*."
+)
+
+
+def load(
+    spec: str,
+    *,
+    default: str,
+    image_size: int,
+    download: bool,
+    say: Callable[[str], None],
+    should_stop: Callable[[], bool] = never,
+) -> tuple[ImageSet, ImageSet]:
+    """Train and test set that `spec` names ("": `default`), of image_size x image_size.
+
+    Downloads and decoded images are kept below `PITSTOP_DATA_DIR` (default `data`). Without `download` (a dry run)
+    nothing is fetched: a known set that is not on disk comes back on the `meta` device.
+
+    Raises:
+        UserError: `spec` names nothing, or what it names cannot be used.
+        StoppedError: `should_stop()` was true.
+    """
+    spec = spec or default
+    data_dir = Path(os.environ.get("PITSTOP_DATA_DIR") or "data").expanduser()
+    for name in DATASETS:
+        if spec == name:
+            _require_size(name, image_size)
+            return load_cifar(name, data_dir, download=download, say=say, should_stop=should_stop)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        raise UserError(f"There is no data named {spec!r}{_nearest(spec, path)}. {ACCEPTED}")
+    if held := _cifar_at(path, default):
+        name, folder = held
+        _require_size(name, image_size)
+        return load_cifar(name, folder, download=False, say=say, should_stop=should_stop)
+    return load_folder(path, image_size=image_size, cache=data_dir / "cache", say=say, should_stop=should_stop)
+
+
+def _cifar_at(path: Path, default: str) -> tuple[CifarName, Path] | None:
+    """The set that torchvision's archive or batches at `path`, or directly in it, hold; with the folder around them.
+
+    Of both in one folder `default` is meant.
+    """
+    found: list[tuple[CifarName, Path]] = []
+    for name, dataset in DATASETS.items():
+        own = (dataset.filename, dataset.base_folder)
+        if path.name in own:
+            return name, path.parent
+        if path.is_dir() and any((path / each).exists() for each in own):
+            found.append((name, path))
+    found.sort(key=lambda item: item[0] != default)
+    return found[0] if found else None
+
+
+def _require_size(name: str, image_size: int) -> None:
+    if image_size != 32:
+        raise UserError(
+            f"{name} has images of 32x32, but {image_size}x{image_size} are asked for. "
+            "Images of your own (--data FOLDER|ZIP) are resized to any size."
+        )
+
+
+def _nearest(spec: str, path: Path) -> str:
+    siblings = [str(path.with_name(each)) for each in os.listdir(path.parent)] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(spec.lower(), list(DATASETS), n=1) or difflib.get_close_matches(
+        str(path), siblings, n=1
+    )
+    return f", nor such a path; did you mean {near[0]!r}?" if near else ", nor such a path"

@@ -1,0 +1,90 @@
+"""fp16, bf16 or fp32: what is in force, and the loss scale that fp16 needs.
+
+Ours and not accelerate's, which runs fp32 in silence when asked for fp16 on a CPU; and so that one code path serves
+CUDA and the tests of the scaler on a CPU.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pitstop.errors import UserError
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+EMULATE_FP16 = "PITSTOP_TEST_EMULATE_FP16"  # for tests only: float16 autocast and a scaler on a CPU
+
+
+def _cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """By the processor's flags, never by a timing: the answer must be the same every time."""
+    try:
+        flags = cpuinfo.read_text().split()
+    except OSError:
+        return False  # no Linux: fp32, which is right everywhere
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def resolve(wanted: str, device: torch.device) -> str:
+    """The precision in force for --precision `wanted`.
+
+    auto on CUDA: bf16 where the GPU computes it natively (compute capability 8.0, Ampere, and later), because its
+    range is that of fp32: no loss scale, no skipped step; else fp16 (T4, V100). auto on a CPU: bf16 with AVX512_BF16
+    or AMX, else fp32. Not measured on a GPU.
+
+    Raises:
+        UserError: fp16 on a CPU, which has no fast path there, or bf16 on a GPU that only emulates it.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        if wanted == "bf16" and not native:
+            raise UserError(
+                f"--precision bf16: {torch.cuda.get_device_name(device)} has no bf16 of its own (that begins with "
+                "Ampere): use --precision fp16, or leave it at auto."
+            )
+        return wanted if wanted != "auto" else "bf16" if native else "fp16"
+    if wanted == "fp16" and not os.environ.get(EMULATE_FP16):
+        raise UserError(
+            "--precision fp16 needs a GPU: on a CPU it is slower than fp32. Use --precision bf16 or fp32, "
+            "or leave it at auto."
+        )
+    return wanted if wanted != "auto" else "bf16" if _cpu_has_bf16() else "fp32"
+
+
+class Precision:
+    """Autocast for the forward pass, the scaled backward pass and the update, in the precision `name`."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name, self.device = name, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self, model: nn.Module, optimizer: Optimizer, *, clip_grad_norm: float = 0.0) -> None:
+        """One update of the weights, and no gradients after it. fp16 skips it, on the device, if a gradient overflowed.
+
+        Clipping comes after unscaling: the norm is that of the true gradient.
+        """
+        if clip_grad_norm:
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Scale and growth tracker; another precision than before begins with a fresh scale."""
+        if state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)
+
+

@@ -1,0 +1,190 @@
+"""A run's directory: its lock, its status, its events. No torch: launchers read it too."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pitstop.errors import RunInUseError, UserError
+from pitstop.files import AppendOnly, fsync_directory, probe, read_json, read_lines, write_json
+
+LOCK_RETRY_SECONDS = 0.2
+STATUS_EVERY_SECONDS = 10.0
+HEARTBEAT_EVERY_SECONDS = 30.0
+
+
+def now() -> str:
+    """The wall clock, UTC, to the millisecond: for people. Durations come from the monotonic clock."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def boot_id() -> str:
+    """Changes with each boot, so that a process id of an earlier one is not taken for a living process."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def whereabouts() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": platform.node(), "boot_id": boot_id()}
+
+
+class Lock:
+    """One process writes to a run directory. POSIX `lockf`, not `flock`: a forked loader worker would inherit that one
+    and hold it after its parent is killed. The kernel releases it with the process, however that ends."""
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / "lock"
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """By this process."""
+        return self._descriptor is not None
+
+    def acquire(self, wait_seconds: float) -> None:
+        """Raises RunInUseError, naming the holder, if it is still held after `wait_seconds`; UserError where the file
+        system has no locks."""
+        if self.held:
+            return
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    os.close(descriptor)
+                    raise UserError(
+                        f"{self.path.parent} lies on a file system without locks ({error.strerror}), so two machines "
+                        "could write there at once: use a local disk with --runs_dir."
+                    ) from error
+            if time.monotonic() >= deadline:
+                holder = os.pread(descriptor, 4096, 0).decode(errors="replace")
+                os.close(descriptor)
+                raise RunInUseError(f"{self.path.parent} is in use by another process: {_describe(holder)}.")
+            time.sleep(LOCK_RETRY_SECONDS)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(whereabouts() | {"since": now()}).encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _describe(holder: str) -> str:
+    try:
+        facts = json.loads(holder)
+        return f"pid {facts['pid']} on {facts['host']} since {facts['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "it has not written its name yet"
+
+
+class RunDirectory:
+    """The files of a run that say where it stands. Only the process that holds the lock writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = Lock(path)
+        self.attempt = 0
+        self._events: AppendOnly | None = None
+        self._log: AppendOnly | None = None
+        self._unlogged: list[str] = []
+        self._status: dict[str, Any] = {}
+        self._status_lock = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """An attempt has begun: the lock is held and the files may be written."""
+        return self._events is not None
+
+    def exists(self) -> bool:
+        return (self.path / "config.json").exists()
+
+    def config(self) -> dict[str, Any]:
+        return dict(read_json(self.path / "config.json"))
+
+    def status(self) -> dict[str, Any]:
+        """What the last attempt wrote last; empty where there was none, or it is damaged."""
+        try:
+            return dict(read_json(self.path / "status.json"))
+        except (OSError, ValueError, TypeError):
+            return {}  # it is derived: the checkpoints say where to continue
+
+    def open(self, wait_seconds: float) -> None:
+        """Makes the directory if need be, takes its lock, and begins an attempt.
+
+        Raises:
+            UserError: the disk cannot be written to, or has no locks. RunInUseError: another process is at it.
+        """
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            fsync_directory(self.path)
+        except OSError as error:
+            raise UserError(
+                f"the run directory {self.path} cannot be made ({error.strerror}): choose another with --runs_dir."
+            ) from error
+        self.lock.acquire(wait_seconds)
+        probe(self.path)
+        earlier = [event for event in read_lines(self.path / "events.jsonl") if event.get("event") == "attempt"]
+        self.attempt = len(earlier) + 1
+        self._events = AppendOnly(self.path / "events.jsonl")
+        self._log = AppendOnly(self.path / "train.log")
+        self.log("\n".join(self._unlogged))
+        self._unlogged.clear()
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One line of events.jsonl: what happened, when, in which attempt."""
+        assert self._events is not None, "open() comes first"
+        row = {"event": event, "time": now(), "attempt": self.attempt, **fields}
+        self._events.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def log(self, text: str) -> None:
+        """A line of train.log; kept until the directory is there."""
+        if self._log is None:
+            self._unlogged.append(text)
+        elif text:
+            self._log.write(text + "\n")
+
+    def write_status(self, *, durable: bool = True, **fields: Any) -> None:
+        """Changes some fields of status.json, at once for every reader."""
+        with self._status_lock:
+            self._status |= fields
+            record = {**self._status, "attempt": self.attempt, "heartbeat": now(), **whereabouts()}
+            write_json(self.path / "status.json", record, durable=durable)
+
+    def close(self) -> None:
+        self.lock.release()
+
+
+class Heartbeat(threading.Thread):
+    """Says every few seconds that the process lives, and at which step it is: in status.json, more rarely in events."""
+
+    def __init__(self, run: RunDirectory, progress: Callable[[], dict[str, Any]]) -> None:
+        super().__init__(name="pitstop-heartbeat", daemon=True)
+        self._run, self._progress = run, progress
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        last_event = time.monotonic()
+        while not self._stopped.wait(STATUS_EVERY_SECONDS):
+            with contextlib.suppress(OSError):  # a full disk must not end the heartbeat: the next save reports it
+                self._run.write_status(durable=False, **self._progress())
+                if time.monotonic() - last_event >= HEARTBEAT_EVERY_SECONDS:
+                    last_event = time.monotonic()
+                    self._run.event("heartbeat", **self._progress())
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self.is_alive():
+            self.join(timeout=5)

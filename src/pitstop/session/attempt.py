@@ -1,0 +1,160 @@
+"""What one attempt says and writes down: the side of a session that only rank 0 has."""
+
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pitstop.config import RecipeConfig
+from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, UserError
+from pitstop.files import write_json
+from pitstop.record import Progress, Tracker
+from pitstop.rundir import Heartbeat, RunDirectory, now
+from pitstop.session import messages
+from pitstop.session.identity import definition, differences, refusal, run_path
+
+LOCK_WAIT_SECONDS = 10.0
+OTHER_RANK_WAITS_SECONDS = 3.0
+RESTART = {FINISHED: "never", START_AGAIN: "now", PERSON_DECIDES: "person", UserError.exit_code: "person", FAILED: "now"}
+
+
+class Attempt:
+    """One process lifetime of a run, as people and launchers see it. On other ranks than 0 it is mute."""
+
+    def __init__(self, config: RecipeConfig, recipe: Path, rank: int) -> None:
+        self.config, self.rank = config, rank
+        self.leads = rank == 0
+        self.run = RunDirectory(run_path(config, recipe))
+        self.definition = definition(config, recipe)
+        self._progress: Progress | None = None
+        self._tracker: Tracker | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._ended = False
+
+    def look(self) -> None:
+        """What can be known before anything is loaded: is the run finished, in use, or another one?
+
+        Raises:
+            SystemExit: 0, it is finished; its result was printed.
+            UserError: it was begun with something else, or another process is at it.
+        """
+        if self.config.dry_run or not self.run.exists():
+            return
+        if self.leads:
+            self.run.lock.acquire(LOCK_WAIT_SECONDS)
+        if not self._changes() and self.run.status().get("state") == "finished":
+            if self.leads:
+                print(messages.finished(self.run.path, self.run.status()))
+            raise SystemExit(FINISHED)
+
+    def _changes(self) -> list[str]:
+        """What defines the run and is not as it was begun; the data count once they are known.
+
+        Raises:
+            UserError: there is something, and no --accept_change.
+        """
+        old = self.run.config()["definition"]
+        known = {key: value for key, value in old.items() if key != "data_set" or "data_set" in self.definition}
+        lines = differences(known, self.definition)
+        if lines and not self.config.accept_change:
+            raise refusal(self.run.path, lines)
+        return lines
+
+    def open(self) -> None:
+        """Makes the directory if it is new, takes its lock, and writes down that an attempt begins.
+
+        Raises:
+            UserError: it was begun with something else, cannot be written to, or another process is at it.
+        """
+        self.run.open(LOCK_WAIT_SECONDS)
+        old = self.run.config() if self.run.exists() else {}
+        changes = self._changes() if old else []
+        if changes:
+            self.run.event("accepted_change", changes=changes)
+        if changes or not old:
+            record = {
+                "format": 1,
+                "definition": self.definition,
+                "config": self.config.model_dump(mode="json"),
+                "wandb_id": old.get("wandb_id", secrets.token_hex(4)),
+                "begun": old.get("begun", now()),
+            }
+            write_json(self.run.path / "config.json", record)
+
+    def start(self, progress: Callable[[], dict[str, Any]], batch_size: int, shape: dict[str, Any]) -> None:
+        """Begins to train: status, heartbeat, bar, tracker. `progress` gives step and total_steps."""
+        reached = progress()
+        self._progress = Progress(reached["step"], reached["total_steps"], shown=self.leads)
+        if not self.leads:
+            return
+        self.run.event("attempt", **reached, shape=shape)
+        self.run.write_status(state="running", reason="", restart="now", result=None, **reached)
+        self.say(messages.header(self.run.path, reached, batch_size, shape, self.run.attempt))
+        self._heartbeat = Heartbeat(self.run, progress)
+        self._heartbeat.start()
+        if self.config.tracker == "wandb":
+            self._tracker = Tracker(
+                project=self.config.wandb_project,
+                name=self.run.path.name,
+                identity=self.run.config()["wandb_id"],
+                config=self.definition | {"shape": shape},
+                folder=self.run.path,
+                say=self.say,
+            )
+            self._tracker.start()
+
+    def say(self, text: str) -> None:
+        """A line for the person and for train.log."""
+        if self.leads:
+            self.run.log(text)
+            if self._progress:
+                self._progress.say(text)
+            else:
+                print(text, flush=True)
+
+    def stepped(self) -> None:
+        assert self._progress is not None, "restore() comes first"
+        self._progress.step()
+
+    def row(self, step: int, text: str) -> None:
+        """What a row of metrics says: on the bar, and in train.log."""
+        assert self._progress is not None, "restore() comes first"
+        self._progress.row(step, text)
+        if self.leads:
+            self.run.log(f"step {step}  {text}")
+
+    def sent(self, rows: list[dict[str, Any]]) -> None:
+        """Gives the tracker rows that a checkpoint covers."""
+        if self._tracker:
+            self._tracker.send(rows)
+
+    def ended(self, state: str, reason: str, code: int, **fields: Any) -> None:
+        """The attempt is over: status first, the tracker with the time that is left."""
+        self._ended = True
+        if self._heartbeat:
+            self._heartbeat.stop()
+        if self.leads and self.run.is_open:
+            self.run.event(state, reason=reason, exit_code=code, **fields)
+            self.run.write_status(state=state, reason=reason, restart=RESTART[code], **fields)
+        if self._tracker:
+            self._tracker.finish(code)
+
+    def refused(self, error: UserError) -> None:
+        """Says what a person can put right: rank 0 for all; another rank if rank 0 did not fail as well."""
+        if not self.leads:
+            time.sleep(OTHER_RANK_WAITS_SECONDS)  # if it did, the launcher ends this process meanwhile
+        who = "" if self.leads else f"rank {self.rank}: "
+        if self.run.is_open:
+            self.run.log(f"error: {error}")
+        print(f"error: {who}{error}", file=sys.stderr, flush=True)
+        self.ended("failed", str(error), error.exit_code)
+
+    def close(self, code: int) -> None:
+        """Lets go of the run; called however the attempt went."""
+        if not self._ended:
+            self.ended("stopped", "left before the end", code)
+        if self._progress:
+            self._progress.close()
+        self.run.close()

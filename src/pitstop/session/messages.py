@@ -1,0 +1,51 @@
+"""What a run says, in words."""
+
+from pathlib import Path
+from typing import Any
+
+
+def result_line(result: dict[str, float]) -> str:
+    """`accuracy 97.22 %, accuracy_mirror 97.50 %, loss 0.0981`"""
+    ordered = sorted(result.items(), key=lambda item: not item[0].startswith("accuracy"))
+    return ", ".join(f"{k} {v:.2%}".replace("%", " %") if k.startswith("accuracy") else f"{k} {v:.4f}" for k, v in ordered)
+
+
+def where(run: Path) -> str:
+    return (
+        f"  the model     {run / 'final' / 'model.safetensors'} (with model.json)\n"
+        f"  the curves    {run / 'metrics.jsonl'}\n"
+        f"  what happened {run / 'events.jsonl'}, {run / 'train.log'}"
+    )
+
+
+def finished(run: Path, status: dict[str, Any]) -> str:
+    attempts = status.get("attempt", 1)
+    return (
+        f"{run.name} is finished after {status.get('total_steps')} steps in {attempts} attempt{'s'[: attempts != 1]}: "
+        f"{result_line(status.get('result', {}))}\n{where(run)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def header(run: Path, reached: dict[str, Any], batch_size: int, shape: dict[str, Any], attempt: int) -> str:
+    """What is in force: said at the start of every attempt."""
+    threads = f", {shape['threads']} threads" if shape["threads"] else ""
+    processes = f"{shape['processes']} x " if shape["processes"] > 1 else ""
+    begins = f"continues at step {reached['step']}" if reached["step"] else "begins at step 0"
+    return (
+        f"{run}: attempt {attempt} {begins} of {reached['total_steps']}, {batch_size} images each, "
+        f"in {shape['precision']} on {processes}{shape['device']}{threads}"
+    )
+
+
+def shape_changes(lines: list[str]) -> str:
+    listed = "\n".join(f"    {line}" for line in lines)
+    return (
+        "The shape of the machine has changed; samples, their order, augmentation and learning rate stay the same,\n"
+        f"  but from here on the result is no longer bit-equal to that of an uninterrupted run:\n{listed}"
+    )

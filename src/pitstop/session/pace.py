@@ -1,0 +1,30 @@
+"""All ranks do the same thing at the same step: one small collective about once a second."""
+
+import torch
+
+LOOK_EVERY_SECONDS = 1.0
+MOST_STEPS = 1000
+
+
+class Pace:
+    """Decides at which steps the ranks ask each other, and what follows from their answers.
+
+    One process looks at every step. Several look at a step that all know beforehand: after about a second, by the
+    slowest rank's step time at the look before.
+    """
+
+    def __init__(self, world: int, device: torch.device) -> None:
+        self._world, self._device, self._next = world, device, 0
+
+    def due(self, step: int) -> bool:
+        return self._world == 1 or step >= self._next
+
+    def agree(self, step: int, wishes: dict[str, float], step_seconds: float) -> dict[str, float]:
+        """The largest wish of any rank, for each name. Called by all ranks, at the same step."""
+        if self._world == 1:
+            return wishes
+        values = torch.tensor([*wishes.values(), step_seconds], dtype=torch.float64).to(self._device)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        *agreed, slowest = values.tolist()
+        self._next = step + min(MOST_STEPS, max(1, int(LOOK_EVERY_SECONDS / max(slowest, 1e-6))))
+        return dict(zip(wishes, agreed, strict=True))

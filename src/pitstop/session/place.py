@@ -1,0 +1,63 @@
+"""This process among its kind: rank, world, device, Accelerate."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from pitstop import machine
+from pitstop.config import RecipeConfig
+from pitstop.precision import Precision, resolve
+
+GROUP_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the others, and the bill
+
+
+def launched_rank() -> int:
+    """The rank that the launcher gave this process, before any process group is there."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process computes, and how."""
+
+    accelerator: Accelerator
+    precision: Precision
+
+    @property
+    def rank(self) -> int:
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    @property
+    def device(self) -> torch.device:
+        device = self.accelerator.device
+        return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
+
+
+def find(config: RecipeConfig) -> Place:
+    """Chooses the device, joins the other processes, sets threads and precision.
+
+    Raises:
+        UserError: a GPU that torch cannot use, a precision that the device does not have, processes that do not know
+            of each other.
+    """
+    device = machine.choose_device(config.device, machine.nvidia_driver())
+    ddp = DistributedDataParallelKwargs(
+        # Together these keep DDP from rebuilding its buckets after the first backward pass: it would then add up in
+        # another order than after a restart (seen from 3 ranks up).
+        find_unused_parameters=True,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    handlers = [ddp, InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)]
+    # Precision is ours: see pitstop.precision.
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=handlers)
+    machine.check_world(accelerator.num_processes)
+    machine.set_up(accelerator.device, deterministic=config.deterministic)
+    return Place(accelerator, Precision(resolve(config.precision, accelerator.device), accelerator.device))
