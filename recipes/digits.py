@@ -7,13 +7,12 @@ from pitstop.flags import parse
 
 
 class Config(RecipeConfig):
-    """scikit-learn's 1,797 real handwritten digits, 1,437 to learn from and the last 360, of other writers, to test on.
-    """
+    """scikit-learn's 1,797 real handwritten digits: 1,437 to learn from, the last 360 to test on."""
 
-    epochs: float = Field(12, gt=0)
-    batch_size: int = Field(64, ge=2)
-    log_every: int = Field(20, ge=1)
-    eval_every: float = Field(4, ge=0)
+    epochs: float = 12
+    batch_size: int = 64
+    log_every: int = 20
+    eval_every: float = 4
     image_size: int = Field(16, ge=8, le=64)
     """pixels; the digits have 8x8 and are enlarged once"""
     shift: int = Field(1, ge=0)
@@ -48,7 +47,9 @@ def main(config: Config) -> None:
         for batch in batches.between(session.step, session.total_steps):
             if session.due(config.eval_every):
                 session.evaluated(score())
-            optim.set_lr(optimizer, optim.learning_rate(config, session.step, session.total_steps, batches.steps_per_epoch))
+            optim.set_lr(
+                optimizer, optim.learning_rate(config, session.step, session.total_steps, batches.steps_per_epoch)
+            )
             loss = accumulate(model, batch, criterion, precision=session.precision)
             session.precision.update(model, optimizer, clip_grad_norm=config.clip_grad_norm)
             session.commit({"loss": loss})

@@ -35,7 +35,7 @@ def accumulate(
     *,
     precision: Precision,
 ) -> Tensor:
-    """Adds the gradient of the mean loss over the global batch to the parameters; returns this rank's share of the loss.
+    """Adds the gradient of the mean loss over the global batch to the parameters; returns this rank's share.
 
     The gradient is the sum over samples divided by the global batch size, so ragged slices weigh right; DDP averages
     over ranks, hence the factor. Only the last backward pass communicates (`no_sync`).
@@ -46,17 +46,15 @@ def accumulate(
     Returns:
         float32 scalar on the device, detached, not read: the shares of all ranks add up to the mean loss.
     """
-    ddp = isinstance(model, nn.parallel.DistributedDataParallel)
+    ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
     world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if ddp else (1, 0)
     seed_generators(MODEL_STEP, batch.step, rank, device=batch.micro_batches[0][1].device)
-    total: Tensor | None = None
+    shares = []
     for number, (images_BCHW, labels_B) in enumerate(batch.micro_batches, 1):
         last = number == len(batch.micro_batches)
-        with nullcontext() if last or not ddp else model.no_sync():
+        with nullcontext() if last or ddp is None else ddp.no_sync():
             with precision.autocast():
                 loss = criterion(model(images_BCHW), labels_B) / batch.global_size
             precision.backward(loss * world if ddp else loss)
-        share = loss.detach().float()
-        total = share if total is None else total + share
-    assert total is not None, "a rank's slice is never empty"
-    return total
+        shares.append(loss.detach().float())
+    return torch.stack(shares).sum() if len(shares) > 1 else shares[0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+
 class Labelled(Protocol):
     """Images and labels; `pitstop.data.ImageSet` is one."""
 
@@ -88,7 +89,7 @@ def evaluate(
         {"loss", "accuracy", "accuracy_mirror" ...}, the same on every rank.
     """
     ddp = isinstance(model, nn.parallel.DistributedDataParallel)
-    bare = model.module if ddp else model
+    bare: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if ddp else (1, 0)
     if ddp:
         _broadcast_buffers(bare)

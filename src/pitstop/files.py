@@ -134,8 +134,8 @@ def require_space(directory: Path, needed_bytes: int, purpose: str) -> None:
     free_bytes = shutil.disk_usage(directory).free
     if free_bytes < needed_bytes:
         raise UserError(
-            f"{directory.resolve()} has {free_bytes / 1e6:,.0f} MB free, but {purpose} needs {needed_bytes / 1e6:,.0f} MB. "
-            "Free some space, or point elsewhere with --runs_dir (data: PITSTOP_DATA_DIR)."
+            f"{directory.resolve()} has {free_bytes / 1e6:,.0f} MB free, but {purpose} needs "
+            f"{needed_bytes / 1e6:,.0f} MB. Free some space, or point elsewhere (--runs_dir; data: PITSTOP_DATA_DIR)."
         )
 
 

@@ -38,7 +38,7 @@ def _try_cuda() -> str:
 
 
 def choose_device(wanted: str, driver: str | None) -> str:
-    """"cuda" or "cpu" for --device `wanted`. A GPU that is there and cannot be used is never passed over in silence.
+    """ "cuda" or "cpu" for --device `wanted`. A GPU that is there and cannot be used is never passed over in silence.
 
     Raises:
         UserError: a GPU was asked for, or is there, and this torch cannot use it: with the mend.
@@ -60,7 +60,9 @@ def choose_device(wanted: str, driver: str | None) -> str:
             f"torch {torch.__version__} was built for CUDA {built_for}: update the driver, or install a torch built "
             "for an older CUDA or for this GPU (pytorch.org, Previous versions)"
         )
-    raise UserError(f"--device {wanted}: {found}, but torch cannot use it ({problem}). {mend}. Or train slowly with --device cpu.")
+    raise UserError(
+        f"--device {wanted}: {found}, but torch cannot use it ({problem}). {mend}. Or train slowly with --device cpu."
+    )
 
 
 def _cgroup_cpus(root: Path) -> float:
@@ -119,12 +121,14 @@ def processor_name() -> str:
 def optimizer_kind(optimizer: torch.optim.Optimizer) -> str:
     """Its name and implementation: fused, foreach and the plain loop give different bits."""
     group = optimizer.param_groups[0]
-    return f"{type(optimizer).__name__} {'fused' if group.get('fused') else 'foreach' if group.get('foreach') else 'default'}"
+    kind = "fused" if group.get("fused") else "foreach" if group.get("foreach") else "default"
+    return f"{type(optimizer).__name__} {kind}"
 
 
 def shape(device: torch.device, world: int, **of_the_run: Any) -> dict[str, Any]:
     """What may change the bits of a run, but not its stream: recorded in every checkpoint, compared at a restore."""
     cuda = device.type == "cuda"
+    cudnn: Any = torch.backends.cudnn
     return {
         "device": torch.cuda.get_device_name(device) if cuda else processor_name(),
         "processes": world,
@@ -132,7 +136,7 @@ def shape(device: torch.device, world: int, **of_the_run: Any) -> dict[str, Any]
         "memory_format": "channels_last",
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "cudnn": cudnn.version() if cuda else None,
         "timm": timm.__version__,
         "pitstop": __version__,
         **of_the_run,

@@ -46,9 +46,7 @@ def _check_size(model: nn.Module, name: str, channels: int, image_size: int) -> 
     model.train()
 
 
-def create(
-    name: str, *, classes: Sequence[str], channels: int, image_size: int, stem: str, seed: int
-) -> nn.Module:
+def create(name: str, *, classes: Sequence[str], channels: int, image_size: int, stem: str, seed: int) -> nn.Module:
     """A timm model with fresh weights that depend on `seed` alone, in channels_last, in fp32, on the CPU.
 
     Args:
@@ -79,7 +77,7 @@ def create(
 def card(
     name: str, *, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], image_size: int, stem: str
 ) -> dict[str, Any]:
-    """All that is needed to use the weights: `create` with these builds the model, mean and std are of pixels in 0..1."""
+    """What is needed to use the weights: `create` builds the model from it; mean and std are of pixels in 0..1."""
     return {
         "model": name,
         "stem": stem,

@@ -51,7 +51,7 @@ def cosine(progress: float) -> float:
 
 
 def learning_rate(config: RecipeConfig, step: int, total_steps: int, steps_per_epoch: float) -> float:
-    """The learning rate of one step under --schedule triangle, cosine, step (--step_epochs, --step_factor), constant."""
+    """The learning rate of one step as --schedule and its flags want it."""
     progress = step / total_steps
     if config.schedule == "triangle":
         return config.peak_lr * triangle(progress)

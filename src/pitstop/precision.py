@@ -5,7 +5,6 @@ CUDA and the tests of the scaler on a CPU.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ class Precision:
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+        torch.autograd.backward(self.scaler.scale(loss))
 
     def update(self, model: nn.Module, optimizer: Optimizer, *, clip_grad_norm: float = 0.0) -> None:
         """One update of the weights, and no gradients after it. fp16 skips it, on the device, if a gradient overflowed.
@@ -86,5 +85,3 @@ class Precision:
         """Scale and growth tracker; another precision than before begins with a fresh scale."""
         if state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state)
-
-

@@ -72,9 +72,18 @@ class Lock:
                 os.close(descriptor)
                 raise RunInUseError(f"{self.path.parent} is in use by another process: {_describe(holder)}.")
             time.sleep(LOCK_RETRY_SECONDS)
+        if not self._is_still_there(descriptor):  # `pitstop archive` has moved the run meanwhile
+            os.close(descriptor)
+            raise RunInUseError(f"{self.path.parent} was moved away just now; the same command begins anew.")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(whereabouts() | {"since": now()}).encode(), 0)
         self._descriptor = descriptor
+
+    def _is_still_there(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         if self._descriptor is not None:

@@ -48,7 +48,8 @@ def collect(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     for name, _, entry in _optimizer_entries(model, optimizer):
         for key, value in entry.items():
             if not isinstance(value, Tensor):
-                raise TypeError(f"{type(optimizer).__name__} keeps {key} as {type(value).__name__}; a tensor was expected")
+                kind = type(value).__name__
+                raise TypeError(f"{type(optimizer).__name__} keeps {key} as {kind}; a tensor was expected")
             tensors[f"optimizer/{name}/{key}"] = value
     return tensors
 

@@ -52,19 +52,20 @@ class Source:
 def open_source(path: Path) -> Iterator[Source]:
     """Raises UserError if `path` is neither a folder nor an archive that can be read."""
     with ExitStack() as stack:
-        if path.is_dir():
-            yield _open_tree(path)
-            return
-        if not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        if not path.is_dir() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
             raise UserError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}).")
         try:
-            if path.name.lower().endswith(".zip"):
+            if path.is_dir():
+                source = _open_tree(path)
+            elif path.name.lower().endswith(".zip"):
                 source = _open_zip(stack.enter_context(zipfile.ZipFile(path)), path)
             else:
                 tar = stack.enter_context(tarfile.open(path, encoding="utf-8", errors="surrogateescape"))
                 source = _open_tar(tar, path)
         except DAMAGED as error:
-            raise UserError(f"{path} cannot be read ({error or type(error).__name__}): copy it here again.") from error
+            raise UserError(
+                f"{path} cannot be read ({error or type(error).__name__}): check its rights, or copy it here again."
+            ) from error
         yield source
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the truth: one object a line, `{"kind": "train"|"eval", "step": ..., ...}`, no row double or missing."""
+"""metrics.jsonl, the truth: one object a line, `{"kind": "train"|"eval", "step": ...}`, no row double or missing."""
 
 import json
 import os

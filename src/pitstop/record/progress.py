@@ -21,7 +21,13 @@ class Progress:
         self._plain = shown and not self.live
         self._total, self._last_line = total, 0.0
         self._bar = tqdm(
-            total=total, initial=done, disable=not self.live, unit="step", dynamic_ncols=True, smoothing=0.1, leave=False
+            total=total,
+            initial=done,
+            disable=not self.live,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.1,
+            leave=False,
         )
 
     def step(self) -> None:

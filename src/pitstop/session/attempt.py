@@ -17,7 +17,13 @@ from pitstop.session.identity import definition, differences, refusal, run_path
 
 LOCK_WAIT_SECONDS = 10.0
 OTHER_RANK_WAITS_SECONDS = 3.0
-RESTART = {FINISHED: "never", START_AGAIN: "now", PERSON_DECIDES: "person", UserError.exit_code: "person", FAILED: "now"}
+RESTART = {
+    FINISHED: "never",
+    START_AGAIN: "now",
+    PERSON_DECIDES: "person",
+    UserError.exit_code: "person",
+    FAILED: "now",
+}
 
 
 class Attempt:

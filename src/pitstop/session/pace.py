@@ -1,5 +1,7 @@
 """All ranks do the same thing at the same step: one small collective about once a second."""
 
+from collections.abc import Sequence
+
 import torch
 
 LOOK_EVERY_SECONDS = 1.0
@@ -19,12 +21,12 @@ class Pace:
     def due(self, step: int) -> bool:
         return self._world == 1 or step >= self._next
 
-    def agree(self, step: int, wishes: dict[str, float], step_seconds: float) -> dict[str, float]:
-        """The largest wish of any rank, for each name. Called by all ranks, at the same step."""
+    def agree(self, step: int, wishes: Sequence[float], step_seconds: float) -> Sequence[float]:
+        """The largest of the ranks' wishes, one by one. Called by all ranks, at the same step."""
         if self._world == 1:
             return wishes
-        values = torch.tensor([*wishes.values(), step_seconds], dtype=torch.float64).to(self._device)
+        values = torch.tensor([*wishes, step_seconds], dtype=torch.float64).to(self._device)
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
         *agreed, slowest = values.tolist()
         self._next = step + min(MOST_STEPS, max(1, int(LOOK_EVERY_SECONDS / max(slowest, 1e-6))))
-        return dict(zip(wishes, agreed, strict=True))
+        return list(agreed)

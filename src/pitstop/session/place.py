@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.accelerator import Accelerator
+from accelerate.utils.dataclasses import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from pitstop import machine
 from pitstop.config import RecipeConfig

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pitstop import checkpoint
 from pitstop.config import seconds
-from pitstop.errors import FAILED
+from pitstop.errors import PERSON_DECIDES
 from pitstop.files import require_space
 from pitstop.rundir import RunDirectory, now
 from pitstop.stopper import Stopper
@@ -24,7 +24,9 @@ class Saver:
     a row the run stops, with the last good checkpoint intact.
     """
 
-    def __init__(self, run: RunDirectory, *, every: str, keep: int, stopper: Stopper, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: RunDirectory, *, every: str, keep: int, stopper: Stopper, say: Callable[[str], None]
+    ) -> None:
         self._run, self._keep, self._stopper, self._say = run, keep, stopper, say
         self._folder = run.path / "checkpoints"
         self._every_steps = int(every.removesuffix("s").removesuffix("step")) if "step" in every else 0
@@ -86,4 +88,4 @@ class Saver:
             f"({needed_bytes / 1e6:,.1f} MB needed, {free_bytes / 1e6:,.1f} MB free); {last}. Training goes on."
         )
         if self._failures >= FAILURES:
-            self._stopper.request(f"{FAILURES} saves in a row failed: {error.strerror}", FAILED)
+            self._stopper.request(f"{FAILURES} saves in a row failed: {error.strerror}", PERSON_DECIDES)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +16,18 @@ from pitstop.config import RecipeConfig, crossings
 from pitstop.data import ImageSet
 from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, UserError
 from pitstop.optim import zero_momentum
+from pitstop.plan import Stream
 from pitstop.record import Metrics
-from pitstop.rundir import now
 from pitstop.session import messages
 from pitstop.session.attempt import Attempt
 from pitstop.session.identity import differences
 from pitstop.session.pace import Pace
 from pitstop.session.place import Place, find, launched_rank
+from pitstop.session.rows import Rows
 from pitstop.session.saver import Saver
 from pitstop.stopper import Stopper
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
-
-
-class Stream(Protocol):
-    """What is asked of the batches: `pitstop.data.Batches`, or whatever else counts in global batches."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def epoch_length(self) -> int: ...
-    def total_steps(self, epochs: float) -> int: ...
 
 
 class Session:
@@ -60,7 +51,6 @@ class Session:
         self._metrics = Metrics(run.path / "metrics.jsonl" if attempt.leads else None, self.world)
         self._saver = Saver(run, every=config.save_every, keep=config.keep, stopper=stopper, say=attempt.say)
         self._owners: dict[str, state.Stateful] = {"scaler": self.precision, "metrics": self._metrics}
-        self._lap_steps, self._lap_seconds = 0, 0.0  # since the last row of metrics, without evaluations and saves
 
     @classmethod
     @contextmanager
@@ -121,19 +111,20 @@ class Session:
             SystemExit: 0 after --dry_run has printed its plan.
         """
         self._stream, self.total_steps = stream, stream.total_steps(self.config.epochs)
+        self._shape = machine.shape(
+            self.device,
+            self.world,
+            precision=self.precision.name,
+            micro_batch=self.config.micro_batch,
+            optimizer=machine.optimizer_kind(self._optimizer),
+            compile=self.config.compile,
+            deterministic=self.config.deterministic,
+        )
         if self.config.dry_run:
-            if self._attempt.leads:
-                print(plan.describe(self._attempt.run.path, self.config, self._model, stream, self.total_steps, self._shape))
+            self._print_plan(stream)
             raise SystemExit(FINISHED)
         begun = time.monotonic()
-        tensors: dict[str, Tensor] = {}
-        about: dict[str, Any] | None = None
-        if self._attempt.leads:
-            self._attempt.open()
-            live = state.collect(self._model, self._optimizer)
-            self._saver.check_space(sum(tensor.nbytes for tensor in live.values()))
-            if found := self._saver.find():
-                tensors, about = found.tensors, found.manifest
+        tensors, about = self._read() if self._attempt.leads else ({}, None)
         if self.world > 1:
             tensors, about = state.broadcast(tensors, about, self.device)
         if about:
@@ -143,14 +134,33 @@ class Session:
         self._attempt.start(self._reached, stream.batch_size, self._shape)
         if self._attempt.leads:
             self._restored(about, time.monotonic() - begun)
+        self._rows = Rows(
+            self._metrics,
+            self._attempt,
+            batch_size=stream.batch_size,
+            epoch_length=stream.epoch_length,
+            total_steps=self.total_steps,
+        )
         self._stopper.arm()
-        self._tick = time.monotonic()
+
+    def _print_plan(self, stream: Stream) -> None:
+        if self._attempt.leads:
+            run = self._attempt.run.path
+            print(plan.describe(run, self.config, self._model, stream, self.total_steps, self._shape))
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """Opens the run directory; tensors and manifest of the newest good checkpoint, if there is one."""
+        self._attempt.open()
+        live = state.collect(self._model, self._optimizer)
+        self._saver.check_space(sum(tensor.nbytes for tensor in live.values()))
+        found = self._saver.find()
+        return (found.tensors, found.manifest) if found else ({}, None)
 
     def _restored(self, about: dict[str, Any] | None, took_seconds: float) -> None:
         """Puts the files where the checkpoint is, and says what is no longer as it was."""
         missing = self._metrics.open_at(about["metrics_bytes"] if about else 0)
         if missing:
-            self.say(f"metrics.jsonl lacks {missing} bytes that the checkpoint knows: rows before step {self.step} are lost")
+            self.say(f"metrics.jsonl lacks {missing} bytes that the checkpoint knows: rows before it are lost")
         if about is None:
             return
         self._saver.in_use(self.step)
@@ -159,30 +169,13 @@ class Session:
             self._attempt.run.event("shape_changed", step=self.step, changes=changes)
             self.say(messages.shape_changes(changes))
 
-    @property
-    def _shape(self) -> dict[str, Any]:
-        return machine.shape(
-            self.device,
-            self.world,
-            precision=self.precision.name,
-            micro_batch=self.config.micro_batch,
-            optimizer=machine.optimizer_kind(self._optimizer),
-            compile=self.config.compile,
-            deterministic=self.config.deterministic,
-        )
-
     def _reached(self) -> dict[str, Any]:
         return {"step": self.step, "total_steps": self.total_steps}
 
-    @property
-    def epoch(self) -> float:
-        """Passes over the training images, so far."""
-        return self.step * self._stream.batch_size / self._stream.epoch_length
-
     def due(self, every_epochs: float) -> bool:
         """Is this the first step whose start reaches a border of `every_epochs`? Computed from the step alone."""
-        before, here = ((s * self._stream.batch_size) for s in (max(0, self.step - 1), self.step))
-        length = self._stream.epoch_length
+        here, length = self.step * self._stream.batch_size, self._stream.epoch_length
+        before = max(0, here - self._stream.batch_size)
         return crossings(every_epochs, length, here) > crossings(every_epochs, length, before)
 
     def commit(self, metrics: dict[str, Tensor]) -> None:
@@ -196,48 +189,25 @@ class Session:
         """
         self.step += 1
         self._metrics.add(metrics)
-        self._lap_steps += 1
-        self._attempt.stepped()
+        self._rows.stepped()
         last = self.step == self.total_steps
         if last or self.step % self.config.log_every == 0:
-            self._train_row()
-        wishes = {"stop": 0.0, "save": float(last or self._saver.due_at(self.step))}
+            self._rows.train(self.step, self._optimizer.param_groups[0]["lr"])
+        stop, save = 0.0, last or self._saver.due_at(self.step)
         if not last and self._pace.due(self.step):
-            mine = {"stop": float(self._stopper.exit_code), "save": wishes["save"] or float(self._saver.due_now())}
-            elapsed = self._lap_seconds + time.monotonic() - self._tick
-            wishes = self._pace.agree(self.step, mine, elapsed / max(1, self._lap_steps))
-        if wishes["save"] or wishes["stop"]:
-            self._lap()
+            wishes = [self._stopper.exit_code, self._saver.due_now()]
+            stop, by_clock = self._pace.agree(self.step, wishes, self._rows.step_seconds)
+            save = save or bool(by_clock)
+        if save or stop:
+            self._rows.pause()
             self._save()
-            self._tick = time.monotonic()
-        if wishes["stop"]:
-            self._stop(int(wishes["stop"]))
-
-    def _lap(self) -> None:
-        """Counts the time up to here as training."""
-        self._lap_seconds += time.monotonic() - self._tick
-        self._tick = time.monotonic()
-
-    def _train_row(self) -> None:
-        means = self._metrics.means()  # reads the device: what was asked of it before is done now
-        self._lap()
-        speed = self._lap_steps * self._stream.batch_size / self._lap_seconds
-        self._lap_steps, self._lap_seconds = 0, 0.0
-        lr = self._optimizer.param_groups[0]["lr"]
-        self._write("train", {**means, "lr": lr, "images_per_second": round(speed, 1)})
-        left = messages.duration((self.total_steps - self.step) * self._stream.batch_size / speed)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self._attempt.row(self.step, f"epoch {self.epoch:.2f}  {shown}  {speed:,.0f} images/s  {left} left")
-
-    def _write(self, kind: str, fields: dict[str, Any]) -> None:
-        self._metrics.write({"kind": kind, "step": self.step, "epoch": round(self.epoch, 6), **fields, "time": now()})
+            self._rows.resume()
+        if stop:
+            self._stop(int(stop))
 
     def evaluated(self, result: dict[str, float]) -> None:
         """Records an evaluation at this step."""
-        took = time.monotonic() - self._tick
-        self._write("eval", {**result, "seconds": round(took, 3)})
-        self.say(f"step {self.step}  epoch {self.epoch:.2f}  {messages.result_line(result)}")
-        self._tick = time.monotonic()
+        self._rows.evaluation(self.step, result)
 
     def _save(self) -> None:
         """Called by all ranks at the same step; rank 0 writes."""
@@ -245,21 +215,15 @@ class Session:
         self._saver.passed()
         if self._attempt.leads and self._saver.step != self.step:
             tensors |= state.collect(self._model, self._optimizer)
-            about = {
-                "attempt": self._attempt.run.attempt,
-                "shape": self._shape,
-                "metrics_bytes": self._metrics.sync(),
-                "state": values,
-            }
+            about = {"shape": self._shape, "metrics_bytes": self._metrics.sync(), "state": values}
             if self._saver.save(self.step, tensors, about):
                 self._attempt.sent(self._metrics.take_unsent())
-            self._attempt.run.write_status(**self._reached())
 
     def _stop(self, code: int) -> None:
-        reason = self._stopper.reason or "another rank was asked to stop"
-        failed = code == FAILED
+        reason = self._stopper.reason or "another rank was asked to"
         self.say(f"stopped at step {self.step} of {self.total_steps} ({reason}); the same command continues")
-        self._attempt.ended("failed" if failed else "stopped", reason, code, **self._reached())
+        self._attempt.ended("stopped", reason, code, **self._reached())
+        self._part()
         raise SystemExit(code)
 
     def finish(self, result: dict[str, float], card: dict[str, Any]) -> None:
@@ -277,6 +241,10 @@ class Session:
             self._attempt.sent(self._metrics.take_unsent())
             self._attempt.ended("finished", "", FINISHED, **self._reached(), result=result)
             self.say(messages.finished(run.path, run.status()))
+        self._part()
+
+    def _part(self) -> None:
+        """All ranks leave together: the first to exit would make the launcher end rank 0 in the middle of its files."""
         if self.world > 1:
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
