@@ -149,7 +149,9 @@ class AppendOnly:
             os.write(self._descriptor, b"\n")
 
     def write(self, text: str) -> None:
-        os.write(self._descriptor, text.encode())
+        data = text.encode()
+        while data:  # a disk that is nearly full takes a part, and refuses with an error only at the next call
+            data = data[os.write(self._descriptor, data) :]
 
     def sync(self) -> None:
         os.fsync(self._descriptor)

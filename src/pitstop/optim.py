@@ -58,5 +58,6 @@ def learning_rate(config: RecipeConfig, step: int, total_steps: int, steps_per_e
     if config.schedule == "cosine":
         return config.peak_lr * cosine(progress)
     if config.schedule == "step":
-        return config.peak_lr * config.step_factor ** math.floor(step / steps_per_epoch / config.step_epochs)
+        drops = math.floor(step / steps_per_epoch / config.step_epochs + 1e-9)  # a border that is a step is met by it
+        return config.peak_lr * config.step_factor**drops
     return config.peak_lr

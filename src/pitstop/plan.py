@@ -46,56 +46,57 @@ def _existing(path: Path) -> Path:
     return path.resolve()
 
 
-def describe(
-    run: Path, config: RecipeConfig, model: nn.Module, stream: Stream, total_steps: int, shape: dict[str, Any]
-) -> str:
-    """The resolved config, steps, parameters, FLOPs, memory and disk, as text. Writes nothing."""
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _work(
+    model: nn.Module, stream: Stream, total_steps: int, value_bytes: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What there is to compute, and the memory that it takes, by name."""
     data, device = stream.dataset, next(model.parameters()).device
     batch, largest = 4, stream.largest_micro_batch
     flops, activation_bytes = _costs(model, torch.zeros(batch, data.channels, data.size, data.size, device=device))
     image_flops, images = flops / batch, stream.batch_size * total_steps
-    weight_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
-    value_bytes = 4 if shape["precision"] == "fp32" else 2
+    weight_bytes = _weight_bytes(model)
     memory = {
         "weights, gradients, momentum": 3 * weight_bytes,
         f"activations of {largest} images": activation_bytes / batch * largest * value_bytes / 4,
         "training images": data.images_NCHW.nbytes,
     }
+    memory["together, libraries apart"] = sum(memory.values())
+    work = {
+        "training images": f"{len(data):,}, {data.size}x{data.size} pixels, {len(data.classes)} classes",
+        "steps": f"{total_steps:,} of {stream.batch_size} images",
+        "parameters": f"{weight_bytes // 4:,}",
+        "FLOPs, forward and backward": f"{image_flops / 1e9:.3f} G an image, {image_flops * images / 1e15:.3f} P in all",
+    }
+    return work, {what: _megabytes(size) for what, size in memory.items()}
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe(
+    run: Path, config: RecipeConfig, model: nn.Module, stream: Stream, total_steps: int, shape: dict[str, Any]
+) -> str:
+    """The resolved config, steps, parameters, FLOPs, memory and disk, as text. Writes nothing."""
+    work, memory = _work(model, stream, total_steps, value_bytes=4 if shape["precision"] == "fp32" else 2)
     disk = _existing(run)
-    disk_bytes = weight_bytes * (2 * (config.keep + 1) + 1)  # a checkpoint is weights and momentum
-
-    def table(title: str, rows: dict[str, Any]) -> list[str]:
-        return ["", title, *(f"  {name:32} {value}" for name, value in rows.items())]
-
-    def megabytes(size: float) -> str:
-        return f"{size / 1e6:,.0f} MB"
-
-    return "\n".join(
-        [
-            f"{run}: nothing was started (--dry_run)",
-            *table("config", config.model_dump(mode="json")),
-            *table("machine", {name: value for name, value in shape.items() if value is not None}),
-            *table(
-                "work",
-                {
-                    "training images": f"{len(data):,}, {data.size}x{data.size} pixels, {len(data.classes)} classes",
-                    "steps": f"{total_steps:,} of {stream.batch_size} images",
-                    "parameters": f"{weight_bytes // 4:,}",
-                    "FLOPs (forward and backward)": f"{image_flops / 1e9:.3f} G an image, "
-                    f"{image_flops * images / 1e15:.3f} P for all steps",
-                },
-            ),
-            *table(
-                "memory of each process, about",
-                {what: megabytes(size) for what, size in memory.items()}
-                | {"together, libraries apart": megabytes(sum(memory.values()))},
-            ),
-            *table(
-                f"disk at {disk}",
-                {
-                    f"{config.keep + 1} checkpoints and the result": megabytes(disk_bytes),
-                    "free": megabytes(shutil.disk_usage(disk).free),
-                },
-            ),
-        ]
-    )
+    checkpoints = config.keep + 1  # one is being written while the others are kept
+    disk_bytes = _weight_bytes(model) * (2 * checkpoints + 1)  # a checkpoint is weights and momentum
+    tables = {
+        "config": config.model_dump(mode="json"),
+        "machine": {name: value for name, value in shape.items() if value is not None},
+        "work": work,
+        "memory of each process, about": memory,
+        f"disk at {disk}": {
+            f"{checkpoints} checkpoints and the result": _megabytes(disk_bytes),
+            "free": _megabytes(shutil.disk_usage(disk).free),
+        },
+    }
+    lines = [f"{run}: nothing was started (--dry_run)"]
+    for title, rows in tables.items():
+        lines += ["", title, *(f"  {name:32} {value}" for name, value in rows.items())]
+    return "\n".join(lines)
