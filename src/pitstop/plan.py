@@ -57,7 +57,7 @@ def _work(
     data, device = stream.dataset, next(model.parameters()).device
     batch, largest = 4, stream.largest_micro_batch
     flops, activation_bytes = _costs(model, torch.zeros(batch, data.channels, data.size, data.size, device=device))
-    image_flops, images = flops / batch, stream.batch_size * total_steps
+    image_gflops, images = flops / batch / 1e9, stream.batch_size * total_steps
     weight_bytes = _weight_bytes(model)
     memory = {
         "weights, gradients, momentum": 3 * weight_bytes,
@@ -69,7 +69,7 @@ def _work(
         "training images": f"{len(data):,}, {data.size}x{data.size} pixels, {len(data.classes)} classes",
         "steps": f"{total_steps:,} of {stream.batch_size} images",
         "parameters": f"{weight_bytes // 4:,}",
-        "FLOPs, forward and backward": f"{image_flops / 1e9:.3f} G an image, {image_flops * images / 1e15:.3f} P in all",
+        "FLOPs, forward and backward": f"{image_gflops:.3f} G an image, {image_gflops * images / 1e6:.3f} P in all",
     }
     return work, {what: _megabytes(size) for what, size in memory.items()}
 

@@ -33,13 +33,13 @@ class Progress:
     def step(self) -> None:
         self._bar.update()
 
-    def row(self, step: int, text: str) -> None:
-        """What a row of metrics says."""
+    def row(self, step: int, text: str, left: str) -> None:
+        """What a row of metrics says; the bar has its own estimate of the time that is left."""
         self._bar.set_postfix_str(text, refresh=False)
         due = time.monotonic() - self._last_line >= PLAIN_EVERY_SECONDS or step == self._total
         if self._plain and due:
             self._last_line = time.monotonic()
-            self.say(f"step {step}/{self._total}  {text}")
+            self.say(f"step {step}/{self._total}  {text}  {left} left")
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""

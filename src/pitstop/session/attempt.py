@@ -124,10 +124,10 @@ class Attempt:
         assert self._progress is not None, "restore() comes first"
         self._progress.step()
 
-    def row(self, step: int, text: str) -> None:
+    def row(self, step: int, text: str, left: str) -> None:
         """What a row of metrics says: on the bar, and in train.log."""
         assert self._progress is not None, "restore() comes first"
-        self._progress.row(step, text)
+        self._progress.row(step, text, left)
         if self.leads:
             self.run.log(f"step {step}  {text}")
 

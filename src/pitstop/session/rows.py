@@ -46,7 +46,7 @@ class Rows:
         self._write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1)})
         left = messages.duration((self._total_steps - step) * self._batch_size / speed)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self._attempt.row(step, f"epoch {self._epoch(step):.2f}  {shown}  {speed:,.0f} images/s  {left} left")
+        self._attempt.row(step, f"epoch {self._epoch(step):.2f}  {shown}  {speed:,.0f} images/s", left)
 
     def evaluation(self, step: int, result: dict[str, float]) -> None:
         """A row of an evaluation, which took the time since the last step."""
