@@ -1,5 +1,7 @@
 """Handwritten digits: the first run, with nothing to download, no account and no GPU."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from pitstop.config import RecipeConfig
@@ -13,6 +15,8 @@ class Config(RecipeConfig):
     batch_size: int = 64
     log_every: int = 20
     eval_every: float = 4
+    data: Literal["digits"] = "digits"
+    """they come with scikit-learn; for your own images: recipes/cifar10.py --data FOLDER"""
     image_size: int = Field(16, ge=8, le=64)
     """pixels; the digits have 8x8 and are enlarged once"""
     shift: int = Field(1, ge=0)

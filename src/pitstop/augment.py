@@ -1,5 +1,6 @@
 """Batched augmentation on the device. Each choice is a function of (seed, position): no generator, no state."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -11,12 +12,17 @@ from pitstop.randomness import draws, integers
 FLIP, SHIFT_Y, SHIFT_X, CUT_Y, CUT_X = range(5)
 
 
+@functools.cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Offset and scale of a pixel value. Kept, because bringing them to a GPU would make every step wait."""
+    offset_C, scale_C = 255 * torch.tensor(mean, device=device), 1 / (255 * torch.tensor(std, device=device))
+    return offset_C[:, None, None], scale_C[:, None, None]
+
+
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 images as float32 with the given mean and std (of pixel values in 0..1) taken out; channels_last."""
-    scale_C = 1 / (255 * torch.tensor(std, device=images_BCHW.device))
-    offset_C = torch.tensor(mean, device=images_BCHW.device) * 255
-    images = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
-    return (images - offset_C[:, None, None]) * scale_C[:, None, None]
+    offset_C11, scale_C11 = _constants(tuple(mean), tuple(std), images_BCHW.device)
+    return (images_BCHW.to(torch.float32, memory_format=torch.channels_last) - offset_C11) * scale_C11
 
 
 def _shift(images_BCHW: Tensor, pixels: int, draws_BK: Tensor) -> Tensor:
@@ -69,5 +75,5 @@ class Standard:
             images_BCHW = _shift(images_BCHW, self.shift, draws_BK)
         images_BCHW = normalise(images_BCHW, self.mean, self.std)
         if self.cutout:
-            images_BCHW = images_BCHW.masked_fill(_cutout_mask(images_BCHW.shape[-1], self.cutout, draws_BK), 0.0)
+            images_BCHW.masked_fill_(_cutout_mask(images_BCHW.shape[-1], self.cutout, draws_BK), 0.0)  # keeps strides
         return images_BCHW

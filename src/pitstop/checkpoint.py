@@ -162,10 +162,3 @@ def _complain(path: Path, why: str, complain: Say) -> None:
 def loaded(directory: Path) -> None:
     """The checkpoint that `newest` gave is in use: its loading did not end the process."""
     (directory / LOADING).unlink(missing_ok=True)
-
-
-def clean(directory: Path) -> None:
-    """Deletes what a killed save or removal left behind."""
-    for path in directory.iterdir():
-        if path.name.startswith((".tmp-", ".trash-")):
-            remove_tree(path)

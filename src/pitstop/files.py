@@ -113,6 +113,15 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
+def clear_leftovers(directory: Path) -> None:
+    """Deletes what a killed write, save or removal left behind; for the one process that writes there."""
+    for path in directory.iterdir():
+        if path.name.startswith((".tmp-", ".trash-")):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(".") and path.suffix == ".tmp":
+            path.unlink(missing_ok=True)
+
+
 def probe(directory: Path) -> None:
     """Writes, fsyncs and renames a small file there, so that a disk which cannot is known before the first paid step.
 

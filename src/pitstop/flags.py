@@ -77,6 +77,8 @@ def parse(
         SystemExit: with code 2 if something is wrong, after every problem was printed on stderr; with 0 after `--help`.
             Nothing was started, and of several ranks only the first speaks.
     """
+    # Before torch is imported, which reads it once: DDP would warn, on every rank, of the option that keeps it exact.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = list(sys.argv[1:] if argv is None else argv)
     program = program or f"accelerate launch {sys.argv[0]}"
     if "--help" in given or "-h" in given:

@@ -5,6 +5,8 @@ Every number is a hash of a key, so nothing has to be saved, and a resume costs 
 Generators, OOPSLA 2014; constants of Stafford's mix 13). int64 tensors wrap around alike on CPU and GPU, in any batch.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -58,10 +60,15 @@ def permutation(seed: int, epoch: int, length: int) -> Tensor:
     return torch.argsort(hashes, stable=True)
 
 
+@functools.cache
+def _lanes(seed: int, number: int, device: torch.device) -> Tensor:
+    """One key for each draw: int64 [number]. Kept, because bringing it to a GPU would make every step wait."""
+    return torch.tensor([_signed(key(SAMPLE, seed, lane)) for lane in range(number)], device=device)
+
+
 def draws(seed: int, positions_N: Tensor, number: int) -> Tensor:
     """`number` uniform floats in [0, 1) for each position: float32 [N, number], each a multiple of 2**-24."""
-    lanes = torch.tensor([_signed(key(SAMPLE, seed, lane)) for lane in range(number)], device=positions_N.device)
-    bits = mix_tensor((positions_N * _signed(GOLDEN_GAMMA))[:, None] ^ lanes)
+    bits = mix_tensor((positions_N * _signed(GOLDEN_GAMMA))[:, None] ^ _lanes(seed, number, positions_N.device))
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.errors import RunInUseError, UserError
-from pitstop.files import AppendOnly, fsync_directory, probe, read_json, read_lines, write_json
+from pitstop.files import AppendOnly, clear_leftovers, fsync_directory, probe, read_json, read_lines, write_json
 
 LOCK_RETRY_SECONDS = 0.2
 STATUS_EVERY_SECONDS = 10.0
@@ -144,6 +144,7 @@ class RunDirectory:
                 f"the run directory {self.path} cannot be made ({error.strerror}): choose another with --runs_dir."
             ) from error
         self.lock.acquire(wait_seconds)
+        clear_leftovers(self.path)
         probe(self.path)
         earlier = [event for event in read_lines(self.path / "events.jsonl") if event.get("event") == "attempt"]
         self.attempt = len(earlier) + 1

@@ -70,8 +70,8 @@ class Batches:
         borders = cut(batch_size, world)
         self.start, self.stop = borders[rank], borders[rank + 1]
         length = self.stop - self.start
-        parts = min(math.ceil(length / micro_batch), length // 2) if micro_batch else 1
-        self.borders = cut(length, parts)
+        pairs = length // 2
+        self.borders = cut(length, math.ceil(pairs / max(1, micro_batch // 2)) if micro_batch else 1)
         self._orders: dict[int, Tensor] = {}
 
     @property

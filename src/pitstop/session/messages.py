@@ -35,7 +35,7 @@ def duration(seconds: float) -> str:
 
 def header(run: Path, reached: dict[str, Any], batch_size: int, shape: dict[str, Any], attempt: int) -> str:
     """What is in force: said at the start of every attempt."""
-    threads = f", {shape['threads']} threads" if shape["threads"] else ""
+    threads = f", {shape['threads']} thread{'s'[: shape['threads'] != 1]}" if shape["threads"] else ""
     processes = f"{shape['processes']} x " if shape["processes"] > 1 else ""
     begins = f"continues at step {reached['step']}" if reached["step"] else "begins at step 0"
     return (

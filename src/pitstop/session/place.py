@@ -1,12 +1,14 @@
 """This process among its kind: rank, world, device, Accelerate."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from accelerate.accelerator import Accelerator
 from accelerate.utils.dataclasses import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
 
 from pitstop import machine
 from pitstop.config import RecipeConfig
@@ -39,6 +41,13 @@ class Place:
     def device(self) -> torch.device:
         device = self.accelerator.device
         return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model on its device, in DDP if there are several processes."""
+        with warnings.catch_warnings():  # torch 2.14 has another name for it, which accelerate does not pass on yet
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare_model(model)
+        return wrapped
 
 
 def find(config: RecipeConfig) -> Place:

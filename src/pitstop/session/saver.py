@@ -10,7 +10,7 @@ from torch import Tensor
 from pitstop import checkpoint
 from pitstop.config import seconds
 from pitstop.errors import PERSON_DECIDES
-from pitstop.files import require_space
+from pitstop.files import clear_leftovers, require_space
 from pitstop.rundir import RunDirectory, now
 from pitstop.stopper import Stopper
 
@@ -49,7 +49,7 @@ class Saver:
 
     def find(self) -> checkpoint.Checkpoint | None:
         """The newest checkpoint that is whole; see `checkpoint.newest`."""
-        checkpoint.clean(self._folder)
+        clear_leftovers(self._folder)
         return checkpoint.newest(self._folder, complain=self._complain)
 
     def _complain(self, text: str) -> None:

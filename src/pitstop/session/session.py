@@ -45,7 +45,7 @@ class Session:
         self.step = self.total_steps = 0
         self.rank, self.world, self.device = place.rank, place.world, place.device
         self.precision = place.precision
-        self._attempt, self._stopper, self._accelerator = attempt, stopper, place.accelerator
+        self._attempt, self._stopper, self._place = attempt, stopper, place
         self._pace = Pace(self.world, self.device)
         run = attempt.run
         self._metrics = Metrics(run.path / "metrics.jsonl" if attempt.leads else None, self.world)
@@ -101,7 +101,7 @@ class Session:
             model.compile()
         zero_momentum(optimizer)
         self._model, self._optimizer = model, optimizer
-        return self._accelerator.prepare_model(model), optimizer
+        return self._place.wrap(model), optimizer
 
     def restore(self, stream: Stream) -> None:
         """Continues at the newest good checkpoint, or begins: from here on everything is recorded.

@@ -1,0 +1,40 @@
+"""What tests share: the warm process, and runs that nobody interrupted."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from faults.harness import Run, Warm
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    process = Warm()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def tiny(warm: Warm, tmp_path: Path) -> Callable[..., Run]:
+    """Makes a run of tests/tiny.py: `tiny(*flags, ranks=1, **environment)`."""
+    numbers = iter(range(1000))
+
+    def make(*flags: str, **options: object) -> Run:
+        return Run(warm, tmp_path / f"run-{next(numbers)}", *flags, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clean(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """The run that nobody interrupted, with the same flags; computed once a session."""
+    known: dict[object, Run] = {}
+
+    def find(*flags: str, ranks: int = 1, **env: str) -> Run:
+        key = (flags, ranks, *sorted(env.items()))
+        if key not in known:
+            known[key] = Run(warm, tmp_path_factory.mktemp("clean"), *flags, ranks=ranks, **env)
+            known[key].finish()
+        return known[key]
+
+    return find

@@ -1,0 +1,220 @@
+"""A small recipe for tests: dies, signals itself or meets a full disk at a named instant, and logs what it computes.
+
+It trains timm's `test_resnet`, with dropout, on the first digits at 8x8 pixels: a few steps in about a second. All that
+a recipe does goes through pitstop as in `recipes/digits.py`. The environment says what shall happen:
+
+    STEP_LOG     a file: a line of JSON for each step and rank, before the step is committed
+    KILL_AT      step:K      before the commit of step K (counted from 1)
+                 commit:K    right after it
+                 eval:K      inside the model, in the evaluation after K steps
+                 begin, prepared, loading, restored
+                 finish:before, finish:after_final
+                 call:NAME:K before the K-th call of os.NAME (NAME `any`: of all in CALLS together)
+    KILL_RANK    on which rank (0)
+    KILL_SIGNAL  which signal (KILL)
+    FULL_AT      A-B: the disk is full during the steps A to B
+    STEP_SECONDS sleep so long in each step
+    LOCK_WAIT    seconds instead of the ten for which a second process waits
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+
+from pydantic import Field
+
+from pitstop.config import RecipeConfig
+from pitstop.flags import parse
+
+CALLS = ("fsync", "rename", "replace", "unlink", "write")
+WRITE = os.write  # the one that is not counted
+
+
+class Config(RecipeConfig):
+    """Not a recipe that anyone needs."""
+
+    epochs: float = 3
+    batch_size: int = 20
+    peak_lr: float = 0.1
+    log_every: int = 7
+    eval_every: float = 1
+    model: str = "test_resnet"
+    images: int = Field(170, ge=20)
+    """digits to learn from"""
+    shift: int = Field(1, ge=0)
+    """pixels"""
+    dropout: float = 0.1
+    """before the classifier"""
+
+
+class Instants:
+    """What shall happen when; `at` is called at each named instant."""
+
+    def __init__(self) -> None:
+        mine = os.environ.get("KILL_RANK", "0") == os.environ.get("RANK", "0")
+        self.wanted = os.environ.get("KILL_AT", "") if mine else ""
+        self.step = 0
+        self.calls: dict[str, int] = {}
+        first, _, last = os.environ.get("FULL_AT", "").partition("-")
+        self.full = range(int(first), int(last) + 1) if first else range(0)
+        if self.wanted.startswith("call:") or self.full:
+            for name in CALLS:
+                setattr(os, name, self.counted(name, getattr(os, name)))
+
+    def at(self, name: str) -> None:
+        if name == self.wanted:
+            os.kill(os.getpid(), signal.Signals[f"SIG{os.environ.get('KILL_SIGNAL', 'KILL')}"])
+
+    def counted(self, name, function):
+        def call(*arguments, **keywords):
+            for kind in (name, "any"):
+                self.calls[kind] = self.calls.get(kind, 0) + 1
+                self.at(f"call:{kind}:{self.calls[kind]}")
+            if name in ("fsync", "write") and self.step in self.full and not (name == "write" and arguments[0] == 2):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return function(*arguments, **keywords)
+
+        return call
+
+    def after(self, function, name: str):
+        """`function`, and then the instant `name`."""
+
+        def call(*arguments, **keywords):
+            result = function(*arguments, **keywords)
+            self.at(name)
+            return result
+
+        return call
+
+
+class Average:
+    """An owner of state, as an average of the weights would be: a tensor and a number."""
+
+    def __init__(self, parameter) -> None:
+        self.parameter, self.mean, self.count = parameter, parameter.detach().clone(), 0
+
+    def update(self) -> None:
+        self.count += 1
+        self.mean.lerp_(self.parameter.detach(), 1 / (self.count + 1))
+
+    def state_dict(self):
+        return {"mean": self.mean, "count": self.count}
+
+    def load_state_dict(self, state) -> None:
+        if state:
+            self.mean.copy_(state["mean"])
+            self.count = state["count"]
+
+
+def log_step(session, batch, augmentation) -> None:
+    """[position, index, hash of the draws, hash of the pixels that the model gets] of each sample of this rank."""
+    import hashlib
+
+    import torch
+
+    def digest(tensor) -> str:
+        return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:12]
+
+    images_BCHW = torch.cat([images for images, _ in batch.micro_batches])
+    samples = zip(batch.positions_N.tolist(), batch.indices_N.tolist(), augmentation.drawn, images_BCHW, strict=True)
+    row = {
+        "step": batch.step,
+        "rank": session.rank,
+        "scale": session.precision.scaler.get_scale(),
+        "samples": [[position, index, digest(drawn), digest(image)] for position, index, drawn, image in samples],
+    }
+    descriptor = os.open(os.environ["STEP_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    WRITE(descriptor, (json.dumps(row) + "\n").encode())
+    os.close(descriptor)
+
+
+def main(config: Config) -> None:
+    from dataclasses import replace
+    from functools import partial
+
+    import safetensors.torch
+    from torch import nn
+
+    import pitstop.session.attempt
+    import pitstop.session.session
+    from pitstop import augment, data, models, optim
+    from pitstop.accumulate import accumulate
+    from pitstop.evaluate import evaluate
+    from pitstop.session import Session
+
+    instants = Instants()
+    safetensors.torch.load = instants.after(safetensors.torch.load, "loading")
+    pitstop.session.session.write_final = instants.after(pitstop.session.session.write_final, "finish:after_final")
+    pitstop.session.attempt.LOCK_WAIT_SECONDS = float(os.environ.get("LOCK_WAIT", "10"))
+
+    class Augmentation(augment.Standard):
+        """Remembers what it drew last."""
+
+        def draws(self, positions_B):
+            self.drawn = super().draws(positions_B)
+            return self.drawn
+
+    instants.at("begin")
+    with Session.open(config, __file__) as session:
+        train, test = data.load_digits(8)
+        train = replace(train, images_NCHW=train.images_NCHW[: config.images], labels_N=train.labels_N[: config.images])
+        test = replace(test, images_NCHW=test.images_NCHW[:61], labels_N=test.labels_N[:61])
+        if change := os.environ.get("CHANGE_DATA"):
+            train = replace(train, fingerprint=train.fingerprint | {"sha256": change})
+        train, test = session.own(train, test)
+        mean, std = data.mean_and_std(train.images_NCHW)
+        augmentation = Augmentation(mean, std, seed=config.seed, flip=True, shift=config.shift)
+        batches = data.Batches(train, config.batch_size, seed=config.seed, augment=augmentation, **session.slice)
+        if session.precision.scaler.is_enabled():  # so that the scale grows until it overflows, again and again
+            session.precision.scaler.set_growth_interval(2)
+
+        look = {"classes": train.classes, "image_size": train.size, "stem": "small"}
+        model = bare = models.create(config.model, channels=train.channels, seed=config.seed, **look)
+        bare.drop_rate = config.dropout
+        average = Average(bare.conv1[0].weight if isinstance(bare.conv1, nn.Sequential) else bare.conv1.weight)
+        session.track(average=average)
+        optimizer = optim.sgd(model, weight_decay=config.weight_decay)
+        model, optimizer = session.prepare(model, optimizer)
+        instants.at("prepared")
+        bare.layer2.register_forward_hook(lambda *_: None if bare.training else instants.at(f"eval:{session.step}"))
+        criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="sum")
+        normalise = partial(augment.normalise, mean=mean, std=std)
+        plain = partial(evaluate, model, test, normalise=normalise, autocast=session.precision.autocast, batch_size=17)
+
+        def score():
+            return {**plain(), "average": average.mean.double().abs().sum().item()}
+
+        session.restore(batches)
+        instants.at("restored")
+
+        for batch in batches.between(session.step, session.total_steps):
+            if session.due(config.eval_every):
+                session.evaluated(score())
+            optim.set_lr(
+                optimizer, optim.learning_rate(config, session.step, session.total_steps, batches.steps_per_epoch)
+            )
+            loss = accumulate(model, batch, criterion, precision=session.precision)
+            session.precision.update(model, optimizer, clip_grad_norm=config.clip_grad_norm)
+            average.update()
+            log_step(session, batch, augmentation)
+            time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+            if os.environ.get("RAISE_AT") == str(batch.step):
+                raise RuntimeError("a defect of the recipe's")
+            instants.step = session.step + 1
+            instants.at(f"step:{session.step + 1}")
+            session.commit({"loss": loss})
+            instants.at(f"commit:{session.step}")
+
+        result = score()
+        instants.at("finish:before")
+        session.finish(result, models.card(config.model, mean=mean, std=std, **look))
+    if log := os.environ.get("CALL_LOG"):
+        print(json.dumps(instants.calls), file=open(log, "w"))
+
+
+if __name__ == "__main__":
+    main(parse(Config))
+    sys.exit(0)
