@@ -5,7 +5,7 @@
 Both loops run in one process and take turns, a block of steps each, so that a noisy machine hits both; printed are
 medians over the blocks. The bare loop gets the same batches (order, augmentation), computes the same loss in the same
 precision and steps the same optimizer; pitstop counts, seeds, records and looks for signals besides. With the null
-model the bare loop has its batches ready made, so there the difference is all that pitstop does on the host. Checkpoints
+model the bare loop has its batches ready made, so the difference is all that pitstop does on the host. Checkpoints
 are timed apart: how often they come is a flag.
 """
 

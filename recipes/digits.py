@@ -11,11 +11,11 @@ from pitstop.flags import parse
 class Config(RecipeConfig):
     """scikit-learn's 1,797 real handwritten digits: 1,437 to learn from, the last 360 to test on."""
 
-    epochs: float = 6
-    batch_size: int = 32
+    epochs: float = 8
+    batch_size: int = 64
     peak_lr: float = 0.2
     label_smoothing: float = 0.1
-    log_every: int = 20
+    log_every: int = 10
     eval_every: float = 2
     data: Literal["digits"] = "digits"
     """they come with scikit-learn; for your own images: recipes/cifar10.py --data FOLDER"""

@@ -1,5 +1,6 @@
 """The gradient of micro-batches and of ranks against that of one whole batch, in float64."""
 
+import itertools
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -44,8 +45,7 @@ def network(dropout: float = 0.0) -> nn.Module:
 
 def piece(size: int, borders: list[int], step: int = 0) -> Slice:
     images, labels = data(size)
-    pairs = zip(borders, borders[1:], strict=False)
-    return Slice(step, size, [(images[a:b], labels[a:b]) for a, b in pairs])
+    return Slice(step, size, [(images[a:b], labels[a:b]) for a, b in itertools.pairwise(borders)])
 
 
 def criterion(logits: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def by_hand(size: int) -> tuple[np.ndarray, float]:
     """Gradient and mean loss of the whole batch at once; label smoothing written out."""
     model, (images, labels) = network(), data(size)
     log_p = model(images).log_softmax(1)
-    target = functional.one_hot(labels, 5) * 0.9 + 0.1 / 5
+    target = functional.one_hot(labels, 5).double() * 0.9 + 0.1 / 5
     loss = -(target * log_p).sum() / size
     loss.backward()
     return gradient(model), loss.item()
@@ -113,9 +113,9 @@ def on_rank(rank: int, world: int, size: int, micro_parts: int) -> dict[str, Any
     watch = Watch()
     ddp = nn.parallel.DistributedDataParallel(watch, find_unused_parameters=True, broadcast_buffers=False)
 
-    def hook(state: None, bucket: Any) -> Any:
+    def hook(state: Any, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
         watch.reductions.append(watch.forwards)
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+        return allreduce_hook(state, bucket)
 
     ddp.register_comm_hook(None, hook)
     borders = cut(size, world)
@@ -127,7 +127,6 @@ def on_rank(rank: int, world: int, size: int, micro_parts: int) -> dict[str, Any
     with dropped.no_sync():
         images, labels = data(4)  # the same images on each rank
         accumulate(dropped, Slice(1, 4, [(images, labels)]), criterion, precision=Plain())
-        torch.set_grad_enabled(True)
     mask = functional.dropout(torch.ones(64), 0.5).numpy()  # what the generator gives after the step was seeded
     return {"gradient": gradient(watch), "loss": loss.item(), "reductions": watch.reductions, "mask": mask}
 

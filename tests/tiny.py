@@ -48,6 +48,8 @@ class Config(RecipeConfig):
     """pixels"""
     dropout: float = 0.1
     """before the classifier"""
+    group_norm: bool = False
+    """instead of batch normalisation: the loss of a sample is then its own, whoever computes it"""
 
 
 class Instants:
@@ -107,6 +109,16 @@ class Average:
         if state:
             self.mean.copy_(state["mean"])
             self.count = state["count"]
+
+
+def replace_norms(module) -> None:
+    """Group for batch normalisation, in place."""
+    from torch import nn
+
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(2, child.num_features))
+        replace_norms(child)
 
 
 def log_step(session, batch, augmentation) -> None:
@@ -174,6 +186,8 @@ def main(config: Config) -> None:
         look = {"classes": train.classes, "image_size": train.size, "stem": "small"}
         model = bare = models.create(config.model, channels=train.channels, seed=config.seed, **look)
         bare.drop_rate = config.dropout
+        if config.group_norm:
+            replace_norms(bare)
         average = Average(bare.conv1[0].weight if isinstance(bare.conv1, nn.Sequential) else bare.conv1.weight)
         session.track(average=average)
         optimizer = optim.sgd(model, weight_decay=config.weight_decay)
@@ -212,7 +226,8 @@ def main(config: Config) -> None:
         instants.at("finish:before")
         session.finish(result, models.card(config.model, mean=mean, std=std, **look))
     if log := os.environ.get("CALL_LOG"):
-        print(json.dumps(instants.calls), file=open(log, "w"))
+        with open(log, "w") as file:
+            json.dump(instants.calls, file)
 
 
 if __name__ == "__main__":

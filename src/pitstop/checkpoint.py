@@ -64,6 +64,7 @@ def write(directory: Path, step: int, tensors: dict[str, Tensor], about: dict[st
     """
     data = to_bytes(tensors, {"step": step})
     manifest = {"format": FORMAT, "step": step, **about, "files": {STATE: {"bytes": len(data), "sha256": sha256(data)}}}
+    manifest["seal"] = seal(manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
     with new_directory(directory / f"step-{step:08d}") as temporary:
         write_new(temporary / STATE, data)
@@ -80,6 +81,11 @@ def write_final(directory: Path, tensors: dict[str, Tensor], card: dict[str, Any
         write_new(temporary / "model.json", (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def seal(manifest: dict[str, Any]) -> str:
+    """SHA-256 over the rest of the manifest: a flipped bit in the loss scale would else be believed."""
+    return sha256(canonical_json({key: value for key, value in manifest.items() if key != "seal"}).encode())
+
+
 def verify(path: Path) -> Checkpoint:
     """Reads a checkpoint whole and compares every hash.
 
@@ -90,6 +96,8 @@ def verify(path: Path) -> Checkpoint:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise ValueError(f"its format is {found}, {FORMAT} was expected")
+    if manifest.get("seal") != seal(manifest):
+        raise ValueError("its manifest is not what was written: its SHA-256 is another")
     files = manifest.get("files")
     if not isinstance(files, dict) or set(files) != {STATE}:
         raise ValueError(f"its manifest does not list {STATE} and nothing else")
@@ -146,6 +154,7 @@ def newest(directory: Path, *, complain: Say) -> Checkpoint | None:
             if error.errno != errno.EIO:
                 raise  # no permission, say: the checkpoint may be good, a person must look
             _complain(path, f"the disk cannot read it ({error.strerror})", complain)
+    loaded(directory)
     return None
 
 

@@ -206,4 +206,4 @@ def recipe_name(config_type: type[BaseModel]) -> str:
 
 def crossings(every: float, epoch_length: int, position: int) -> int:
     """How many borders of `every` epochs lie in (0, position]: exact, so that a border is never met twice or missed."""
-    return math.floor(Fraction(position) / (Fraction(every) * epoch_length)) if every > 0 else 0
+    return math.floor(Fraction(position) / (Fraction(str(every)) * epoch_length)) if every > 0 else 0

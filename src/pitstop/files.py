@@ -4,10 +4,12 @@ The order (write, fsync the file, rename, fsync the directory) follows "All File
 (Pillai et al., OSDI 2014): without the last step a rename may be lost with the power.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,7 +80,7 @@ def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
         raise ValueError(f"{path} has {size} bytes, more than the {limit_bytes} that such a file may have")
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
 
@@ -149,21 +151,38 @@ def require_space(directory: Path, needed_bytes: int, purpose: str) -> None:
 
 
 class AppendOnly:
-    """A file of lines, each written by one system call; a line that a crash cut short is ended first."""
+    """A file of lines, each written by one system call; a line that a crash cut short is ended first.
+
+    A full disk does not stop who writes: what it does not take is kept, in order, and goes out with the next line that
+    it takes, or with `sync`, which raises if it still does not.
+    """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._owed = b""
+        self._lock = threading.Lock()  # the heartbeat writes too
         size = os.fstat(self._descriptor).st_size
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            os.write(self._descriptor, b"\n")
+            self._owed = b"\n"
 
     def write(self, text: str) -> None:
-        data = text.encode()
-        while data:  # a disk that is nearly full takes a part, and refuses with an error only at the next call
-            data = data[os.write(self._descriptor, data) :]
+        with self._lock:
+            self._owed += text.encode()
+            try:
+                self._pay()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+
+    def _pay(self) -> None:
+        while self._owed:  # a disk that is nearly full takes a part, and refuses with an error only at the next call
+            self._owed = self._owed[os.write(self._descriptor, self._owed) :]
 
     def sync(self) -> None:
-        os.fsync(self._descriptor)
+        """Raises OSError if the disk does not take, or does not keep, what was written."""
+        with self._lock:
+            self._pay()
+            os.fsync(self._descriptor)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

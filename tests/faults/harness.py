@@ -1,5 +1,6 @@
 """Runs of `tests/tiny.py` through the warm process: start, kill, look at what they left."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -31,10 +32,8 @@ class Job:
 
     def signal(self, number: int, rank: int | None = None) -> None:
         for pid in self.pids if rank is None else [self.pids[rank]]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                pass
 
     def kill(self) -> "Job":
         """Kill -9, all ranks."""
@@ -123,9 +122,7 @@ class Warm:
 class Run:
     """One run of tiny.py in a folder of its own, over any number of attempts."""
 
-    def __init__(
-        self, warm: Warm, folder: Path, *flags: str, ranks: int = 1, recipe: Path = TINY, **env: str
-    ) -> None:
+    def __init__(self, warm: Warm, folder: Path, *flags: str, ranks: int = 1, recipe: Path = TINY, **env: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.warm, self.folder, self.flags, self.ranks, self.recipe, self.env = warm, folder, flags, ranks, recipe, env
         self.path = folder / "runs" / "r"

@@ -1,10 +1,12 @@
 """Killed before every single write, fsync, rename and unlink of a run: nothing torn, nothing that was saved is lost."""
 
 import json
+import os
 import random
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from faults.harness import Run, assert_same
@@ -53,9 +55,7 @@ def kill_at_call(run: Run, number: int, clean: Run, then: list[int]) -> None:
 def sweep(calls: list[int], tiny: Callable[..., Run], clean: Run, then: Callable[[int], list[int]]) -> None:
     runs = [tiny(*SHORT) for _ in calls]
     with ThreadPoolExecutor(2) as pool:
-        tasks = [
-            pool.submit(kill_at_call, run, call, clean, then(call)) for run, call in zip(runs, calls, strict=True)
-        ]
+        tasks = [pool.submit(kill_at_call, run, call, clean, then(call)) for run, call in zip(runs, calls, strict=True)]
     for task, call in zip(tasks, calls, strict=True):
         if error := task.exception():
             raise AssertionError(f"killed before call {call}: {error}") from error
@@ -79,3 +79,33 @@ def test_killed_before_calls_again_and_again(tiny: Callable[..., Run], short: Ru
     chance = random.Random(4)
     calls = chance.sample(range(1, total + 1), 8)
     sweep(calls, tiny, short, lambda call: [chance.randrange(1, total // 2) for _ in range(4)])
+
+
+def test_the_order_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill -9 loses nothing that was written; the power does, unless all is on the disk before the next thing says so.
+
+    Files, their directory, the new name, its parent; and only then an old checkpoint goes.
+    """
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note_fsync(descriptor: int) -> None:
+        calls.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}".replace(f"-{os.getpid()}", ""))
+        fsync(descriptor)
+
+    def note_rename(old: Path, new: Path) -> None:
+        calls.append(f"rename {Path(old).name} {Path(new).name}".replace(f"-{os.getpid()}", ""))
+        rename(old, new)
+
+    checkpoint.write(tmp_path, 1, {}, {}, keep=1)
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    checkpoint.write(tmp_path, 2, {}, {}, keep=1)
+    assert calls == [
+        "fsync state.safetensors",
+        "fsync manifest.json",
+        "fsync .tmp-step-00000002",
+        "rename .tmp-step-00000002 step-00000002",
+        f"fsync {tmp_path.name}",
+        "rename step-00000001 .trash-step-00000001",
+    ]

@@ -6,6 +6,7 @@ answers go to stdout, `{"id", "pids"}` and later `{"id", "codes"}` (negative: a 
 ended as a launcher would: killed with it, or asked by SIGTERM and then killed where it left by itself with an error.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -15,30 +16,16 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 
 def import_everything() -> None:
     """What a recipe imports."""
-    import accelerate
-    import safetensors.torch
-    import sklearn.datasets
-    import timm
-    import torch
-    import torch.distributed
-    import torch.nn.parallel
-    import torchvision
-
-    import pitstop.accumulate
-    import pitstop.augment
-    import pitstop.data
-    import pitstop.evaluate
-    import pitstop.flags
-    import pitstop.models
-    import pitstop.optim
-    import pitstop.session
+    for name in ("accelerate", "safetensors.torch", "sklearn.datasets", "timm", "torch.nn.parallel", "torchvision"):
+        importlib.import_module(name)
+    for name in ("accumulate", "augment", "data", "evaluate", "flags", "models", "optim", "session"):
+        importlib.import_module(f"pitstop.{name}")
 
 
 def free_port() -> int:
@@ -72,7 +59,6 @@ def run(argv: list[str], env: dict[str, str], cwd: str, out: str) -> int:
     os.environ.clear()
     os.environ.update(env)
     sys.argv = argv
-    warnings.simplefilter("error") if env.get("PYTHONWARNINGS") == "error" else None
     try:
         runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as leaving:

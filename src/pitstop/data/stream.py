@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ class Batches:
         return len(self.dataset)
 
     def total_steps(self, epochs: float) -> int:
-        return max(1, math.ceil(epochs * len(self.dataset) / self.batch_size))
+        return max(1, math.ceil(Fraction(str(epochs)) * len(self.dataset) / self.batch_size))
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

@@ -61,29 +61,33 @@ class Tracker(threading.Thread):
 
     def run(self) -> None:
         """The thread: the client is started, then fed until an exit code comes."""
+        try:
+            self._run = self._begin()
+            while not isinstance(row := self._rows.get(), int):
+                values = {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "step")}
+                self._run.log(values | {"global_step": row["step"]})
+            self._run.finish(exit_code=row)
+        except Exception as error:  # whatever the client raises: it costs a line, and no training
+            self._say(f"W&B gave up ({type(error).__name__}: {error}): metrics.jsonl has everything")
+
+    def _begin(self) -> Any:
         import wandb
-        from wandb.errors import Error
 
         mode = _mode()
         try:
-            self._run = self._init(wandb, mode)
-        except (Error, OSError) as error:
-            mode = "offline"
+            run = self._init(wandb, mode)
+        except (
+            Exception
+        ) as error:  # its own errors, OSError, pydantic's, those of its service: offline needs none of them
             self._say(f"W&B cannot be reached ({type(error).__name__}): this run is recorded offline")
-            try:
-                self._run = self._init(wandb, mode)
-            except (Error, OSError) as second:
-                self._say(f"W&B does not start ({second}): metrics.jsonl has everything")
-                return
+            wandb.teardown()  # its service would still hold the run's id
+            mode = "offline"
+            run = self._init(wandb, mode)
         if mode == "offline":
             self._say(f"W&B is offline; to upload: wandb sync {self._folder}/wandb/offline-run-*")
-        elif self._run.url:
-            self._say(f"W&B: {self._run.url}")
-        while not isinstance(row := self._rows.get(), int):
-            prefix = row["kind"]
-            self._run.log({f"{prefix}/{key}": value for key, value in row.items() if key not in ("kind", "step")}
-                          | {"global_step": row["step"]})  # fmt: skip
-        self._run.finish(exit_code=row)
+        elif run.url:
+            self._say(f"W&B: {run.url}")
+        return run
 
     def _init(self, wandb: Any, mode: str) -> Any:
         settings = wandb.Settings(

@@ -143,7 +143,12 @@ class Attempt:
             self._heartbeat.stop()
         if self.leads and self.run.is_open:
             self.run.event(state, reason=reason, exit_code=code, **fields)
-            self.run.write_status(state=state, reason=reason, restart=RESTART[code], **fields)
+            try:
+                self.run.write_status(state=state, reason=reason, restart=RESTART[code], **fields)
+            except OSError as error:  # a full disk: the reason why it ends is what the exit code must say
+                if state == "finished":
+                    raise
+                self.say(f"status.json was not written: {error.strerror}")
         if self._tracker:
             self._tracker.finish(code)
 

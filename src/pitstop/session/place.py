@@ -66,6 +66,8 @@ def find(config: RecipeConfig) -> Place:
         gradient_as_bucket_view=True,
     )
     handlers = [ddp, InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)]
+    if "MASTER_ADDR" not in os.environ:
+        machine.check_world(1)  # there is no way to meet: each process would be alone
     # Precision is ours: see pitstop.precision.
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     machine.check_world(accelerator.num_processes)

@@ -66,11 +66,13 @@ class Saver:
         self.step = step
         self.passed()
 
-    def save(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> bool:
-        """Commits a checkpoint. False if it could not be written."""
+    def save(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any], sync: Callable[[], int]) -> bool:
+        """Commits a checkpoint, after `sync` has made the metrics durable and told their length. False if one of them
+        could not be written."""
         begun = time.monotonic()
         try:
-            size = checkpoint.write(self._folder, step, tensors, {"time": now(), **about}, keep=self._keep)
+            about = {"time": now(), "metrics_bytes": sync(), **about}
+            size = checkpoint.write(self._folder, step, tensors, about, keep=self._keep)
         except OSError as error:
             self._failed(step, error, sum(tensor.nbytes for tensor in tensors.values()))
             return False

@@ -215,8 +215,8 @@ class Session:
         self._saver.passed()
         if self._attempt.leads and self._saver.step != self.step:
             tensors |= state.collect(self._model, self._optimizer)
-            about = {"shape": self._shape, "metrics_bytes": self._metrics.sync(), "state": values}
-            if self._saver.save(self.step, tensors, about):
+            about = {"shape": self._shape, "state": values}
+            if self._saver.save(self.step, tensors, about, self._metrics.sync):
                 self._attempt.sent(self._metrics.take_unsent())
 
     def _stop(self, code: int) -> None:

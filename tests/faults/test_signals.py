@@ -1,0 +1,98 @@
+"""Asked to stop: a checkpoint at this step, a status that launchers understand, the same bytes after the restart."""
+
+import signal
+from collections.abc import Callable
+
+import pytest
+from faults.harness import Run, assert_same
+
+
+@pytest.mark.parametrize(("name", "code", "restart"), [("TERM", 75, "now"), ("USR1", 75, "now"), ("INT", 76, "person")])
+def test_a_signal(name: str, code: int, restart: str, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    run = tiny()
+    job = run.go(KILL_AT="step:11", KILL_SIGNAL=name)
+    assert job.codes == [code], job.text
+    assert "step-00000011" in run.checkpoints()
+    status = run.status()
+    assert (status["state"], status["restart"], status["step"]) == ("stopped", restart, 11)
+    assert status["reason"] == f"SIG{name}"
+    assert "stopped at step 11 of 26" in job.text
+    run.finish()
+    assert [event["step"] for event in run.events("restore")] == [11]
+    assert_same(run, clean())
+
+
+def test_a_signal_during_an_evaluation(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """The checkpoint is that of the step after it, so the evaluation is in its rows once."""
+    run = tiny()
+    job = run.go(KILL_AT="eval:9", KILL_SIGNAL="TERM")
+    assert job.codes == [75], job.text
+    run.finish()
+    assert_same(run, clean())
+
+
+def test_a_signal_in_the_last_step_or_after_it(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """Nothing is gained by stopping there: the run finishes, or is finished by the next start."""
+    for instant in ("step:26", "eval:26", "finish:before"):
+        run = tiny()
+        if run.go(KILL_AT=instant, KILL_SIGNAL="TERM").code:
+            run.finish()
+        assert_same(run, clean())
+
+
+@pytest.mark.parametrize("instant", ["prepared", "loading"])
+def test_a_signal_before_there_is_anything_to_lose(
+    instant: str, tiny: Callable[..., Run], clean: Callable[..., Run]
+) -> None:
+    run = tiny("--save_every", "5steps")
+    run.killed("step:8")
+    steps = len(run.step_log())
+    job = run.go(KILL_AT=instant, KILL_SIGNAL="TERM")
+    assert job.codes == [75], job.text
+    assert len(run.step_log()) == steps
+    run.finish()
+    assert_same(run, clean())
+
+
+def test_a_second_interrupt_means_at_once(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    run = tiny(STEP_SECONDS="0.5")
+    job = run.start()
+    while len(run.step_log()) < 2:
+        assert not job.over.wait(0.01), job.text
+    job.signal(signal.SIGINT)
+    assert not job.over.wait(0.05)
+    job.signal(signal.SIGINT)
+    job.wait()
+    assert job.codes == [76], job.text
+    assert run.checkpoints() == []
+    assert run.status()["restart"] == "person"
+    run.finish(STEP_SECONDS="0")
+    assert_same(run, clean())
+
+
+def test_one_of_three_ranks_is_asked_and_all_stop_at_the_same_step(
+    tiny: Callable[..., Run], clean: Callable[..., Run]
+) -> None:
+    run = tiny(ranks=3)
+    job = run.go(KILL_AT="step:4", KILL_SIGNAL="TERM", KILL_RANK="2", STEP_SECONDS="0.1")
+    assert 75 in job.codes, job.text
+    last = {rank: max(row["step"] for row in run.step_log() if row["rank"] == rank) for rank in range(3)}
+    assert len(set(last.values())) == 1, last
+    assert last[0] < 25, "they did not stop"
+    status = run.status()
+    assert (status["state"], status["restart"], status["step"]) == ("stopped", "now", last[0] + 1)
+    run.finish()
+    assert_same(run, clean(ranks=3))
+
+
+def test_a_signal_to_all_ranks(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """As a terminal's Ctrl-C, or a machine that shuts down."""
+    run = tiny(ranks=2)
+    job = run.start(STEP_SECONDS="0.1")
+    while len(run.step_log()) < 5:
+        assert not job.over.wait(0.01), job.text
+    job.signal(signal.SIGTERM)
+    job.wait()
+    assert job.codes == [75, 75], job.text
+    run.finish()
+    assert_same(run, clean(ranks=2))
