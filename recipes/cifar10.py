@@ -50,7 +50,7 @@ def main(config: Config) -> None:
         train, test = session.own(train, test)
         mean, std = data.mean_and_std(train.images_NCHW)
         augmentation = augment.Standard(
-            mean, std, seed=config.seed, flip=config.flip, shift=config.shift, cutout=config.cutout
+            mean, std, size=train.size, seed=config.seed, flip=config.flip, shift=config.shift, cutout=config.cutout
         )
         batches = data.Batches(train, config.batch_size, seed=config.seed, augment=augmentation, **session.slice)
 
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
         model, optimizer = session.prepare(model, optimizer)
         criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="sum")
         normalise = partial(augment.normalise, mean=mean, std=std)
-        score = partial(evaluate, model, test, normalise=normalise, autocast=session.precision.autocast)
+        score = partial(evaluate, model, test, normalise=normalise, **session.evaluation)
         session.restore(batches)
 
         for batch in batches.between(session.step, session.total_steps):

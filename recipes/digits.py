@@ -38,7 +38,7 @@ def main(config: Config) -> None:
     with Session.open(config, __file__) as session:
         train, test = session.own(*data.load_digits(config.image_size))
         mean, std = data.mean_and_std(train.images_NCHW)
-        augmentation = augment.Standard(mean, std, seed=config.seed, flip=False, shift=config.shift)
+        augmentation = augment.Standard(mean, std, size=train.size, seed=config.seed, flip=False, shift=config.shift)
         batches = data.Batches(train, config.batch_size, seed=config.seed, augment=augmentation, **session.slice)
 
         look = {"classes": train.classes, "image_size": train.size, "stem": "imagenet"}
@@ -47,7 +47,7 @@ def main(config: Config) -> None:
         model, optimizer = session.prepare(model, optimizer)
         criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="sum")
         normalise = partial(augment.normalise, mean=mean, std=std)
-        score = partial(evaluate, model, test, normalise=normalise, autocast=session.precision.autocast)
+        score = partial(evaluate, model, test, normalise=normalise, **session.evaluation)
         session.restore(batches)
 
         for batch in batches.between(session.step, session.total_steps):

@@ -26,6 +26,7 @@ class Plain:
 
 
 class Slice(NamedTuple):
+    seed: int
     step: int
     global_size: int
     micro_batches: list[tuple[Tensor, Tensor]]
@@ -43,9 +44,9 @@ def network(dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
-def piece(size: int, borders: list[int], step: int = 0) -> Slice:
+def piece(size: int, borders: list[int], step: int = 0, seed: int = 0) -> Slice:
     images, labels = data(size)
-    return Slice(step, size, [(images[a:b], labels[a:b]) for a, b in itertools.pairwise(borders)])
+    return Slice(seed, step, size, [(images[a:b], labels[a:b]) for a, b in itertools.pairwise(borders)])
 
 
 def criterion(logits: Tensor, labels: Tensor) -> Tensor:
@@ -83,15 +84,16 @@ def test_it_adds_to_the_gradients_that_are_there() -> None:
     np.testing.assert_allclose(gradient(model), 2 * by_hand(6)[0], rtol=1e-11, atol=1e-14)
 
 
-def test_dropout_is_a_function_of_the_step() -> None:
+def test_dropout_is_a_function_of_seed_and_step() -> None:
     gradients = []
-    for step, disturb in ((4, 1), (4, 2), (5, 1)):
+    for seed, step, disturb in ((0, 4, 1), (0, 4, 2), (0, 5, 1), (1, 4, 1)):
         model = network(dropout=0.5)
         torch.manual_seed(disturb)
-        accumulate(model, piece(8, [0, 4, 8], step), criterion, precision=Plain())
+        accumulate(model, piece(8, [0, 4, 8], step, seed), criterion, precision=Plain())
         gradients.append(gradient(model))
     assert np.array_equal(gradients[0], gradients[1])
     assert not np.allclose(gradients[0], gradients[2])
+    assert not np.allclose(gradients[0], gradients[3])
 
 
 class Watch(nn.Module):
@@ -126,7 +128,7 @@ def on_rank(rank: int, world: int, size: int, micro_parts: int) -> dict[str, Any
     torch.manual_seed(0)
     with dropped.no_sync():
         images, labels = data(4)  # the same images on each rank
-        accumulate(dropped, Slice(1, 4, [(images, labels)]), criterion, precision=Plain())
+        accumulate(dropped, Slice(0, 1, 4, [(images, labels)]), criterion, precision=Plain())
     mask = functional.dropout(torch.ones(64), 0.5).numpy()  # what the generator gives after the step was seeded
     return {"gradient": gradient(watch), "loss": loss.item(), "reductions": watch.reductions, "mask": mask}
 

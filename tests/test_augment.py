@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pitstop.augment import Standard, normalise
+from pitstop.errors import UserError
 from pitstop.randomness import draws
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -39,11 +40,11 @@ def reference(image_CHW: np.ndarray, drawn: list[float], *, flip: bool, shift: i
 
 @pytest.mark.parametrize(
     ("flip", "shift", "cutout"),
-    [(False, 0, 0), (True, 0, 0), (False, 3, 0), (False, 0, 5), (True, 4, 6), (True, 1, SIZE)],
+    [(False, 0, 0), (True, 0, 0), (False, 3, 0), (False, 0, 5), (True, 4, 6), (True, 1, SIZE - 1)],
 )
 def test_equals_the_reference(flip: bool, shift: int, cutout: int) -> None:
     batch, positions = images(40), torch.arange(10**10, 10**10 + 40)
-    augment = Standard(MEAN, STD, seed=5, flip=flip, shift=shift, cutout=cutout)
+    augment = Standard(MEAN, STD, size=SIZE, seed=5, flip=flip, shift=shift, cutout=cutout)
     got = augment(batch, positions)
     drawn = draws(5, positions, 5).tolist()
     options = {"flip": flip, "shift": shift, "cutout": cutout}
@@ -58,16 +59,17 @@ def test_all_shifts_flips_and_squares_occur() -> None:
     """One bright pixel in the middle tells by how much its image moved; the hole tells where the square lies."""
     one = torch.zeros(3000, 1, SIZE, SIZE, dtype=torch.uint8)
     one[:, :, 6, 6] = 255
-    moved = Standard((0.0,), (1.0,), seed=0, flip=False, shift=2)(one, torch.arange(3000))
+    moved = Standard((0.0,), (1.0,), size=SIZE, seed=0, flip=False, shift=2)(one, torch.arange(3000))
     _, _, rows, columns = moved.nonzero().T
     counts = np.bincount((rows - 4) * 5 + columns - 4, minlength=25)
     assert len(counts) == 25
     assert counts.min() > 80  # 120 expected
-    mirrored = Standard((0.0,), (1.0,), seed=0, flip=True)(one, torch.arange(3000)).nonzero()[:, 3]
+    mirrored = Standard((0.0,), (1.0,), size=SIZE, seed=0, flip=True)(one, torch.arange(3000)).nonzero()[:, 3]
     assert set(mirrored.tolist()) == {5, 6}
     assert 1400 < (mirrored == 5).sum() < 1600
     white = torch.full_like(one, 255)
-    holes = (Standard((0.5,), (1.0,), seed=0, flip=False, cutout=9)(white, torch.arange(3000)) == 0).flatten(1)
+    cut = Standard((0.5,), (1.0,), size=SIZE, seed=0, flip=False, cutout=9)
+    holes = (cut(white, torch.arange(3000)) == 0).flatten(1)
     assert (holes.sum(1) == 81).all()
     corners = holes.int().argmax(1)
     assert {divmod(int(corner), SIZE) for corner in corners} == {(y, x) for y in range(4) for x in range(4)}
@@ -75,19 +77,19 @@ def test_all_shifts_flips_and_squares_occur() -> None:
 
 def test_same_bits_for_any_split_of_the_batch() -> None:
     batch, positions = images(30), torch.arange(777, 807)
-    augment = Standard(MEAN, STD, seed=1, flip=True, shift=4, cutout=6)
+    augment = Standard(MEAN, STD, size=SIZE, seed=1, flip=True, shift=4, cutout=6)
     whole = augment(batch, positions)
     for sizes in ([1, 2, 27], [15, 15], [1] * 30):
         pieces = zip(batch.split(sizes), positions.split(sizes), strict=True)
         assert torch.equal(torch.cat([augment(*piece) for piece in pieces]), whole)
-    other = Standard(MEAN, STD, seed=2, flip=True, shift=4, cutout=6)(batch, positions)
+    other = Standard(MEAN, STD, size=SIZE, seed=2, flip=True, shift=4, cutout=6)(batch, positions)
     assert not torch.equal(other, whole)
 
 
 def test_the_input_stays_as_it_was() -> None:
     batch = images(4)
     before = batch.clone()
-    Standard(MEAN, STD, seed=1, flip=True, shift=4, cutout=6)(batch, torch.arange(4))
+    Standard(MEAN, STD, size=SIZE, seed=1, flip=True, shift=4, cutout=6)(batch, torch.arange(4))
     normalise(batch, MEAN, STD)
     assert torch.equal(batch, before)
 
@@ -103,12 +105,19 @@ def test_normalise_against_float64(channels: int) -> None:
 
 
 def test_results_are_channels_last() -> None:
-    for augment in (Standard(MEAN, STD, seed=0, flip=True, shift=2, cutout=3), Standard(MEAN, STD, seed=0, flip=False)):
+    for shift, cutout in ((2, 3), (0, 0)):
+        augment = Standard(MEAN, STD, size=SIZE, seed=0, flip=bool(shift), shift=shift, cutout=cutout)
         assert augment(images(5), torch.arange(5)).is_contiguous(memory_format=torch.channels_last)
     assert normalise(images(5), MEAN, STD).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_absent_images_of_a_dry_run_have_a_shape() -> None:
     absent = torch.empty(6, 3, SIZE, SIZE, dtype=torch.uint8, device="meta")
-    augment = Standard(MEAN, STD, seed=0, flip=True, shift=2, cutout=3)
+    augment = Standard(MEAN, STD, size=SIZE, seed=0, flip=True, shift=2, cutout=3)
     assert augment(absent, torch.arange(6, device="meta")).shape == (6, 3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(("name", "value"), [("shift", SIZE), ("cutout", SIZE + 1)])
+def test_what_leaves_nothing_of_an_image_is_refused(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"--{name} {value}: less than the {SIZE} pixels"):
+        Standard(MEAN, STD, size=SIZE, seed=0, flip=False, **{name: value})

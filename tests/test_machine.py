@@ -26,7 +26,7 @@ def fake_torch(patch: pytest.MonkeyPatch, *, cuda: str | None, available: bool =
     real_ones = torch.ones
 
     def ones(*size: int, device: str = "cpu") -> torch.Tensor:
-        if device == "cuda" and error:
+        if device.startswith("cuda") and error:
             raise RuntimeError(error)
         return real_ones(*size)
 
@@ -38,7 +38,13 @@ def fake_torch(patch: pytest.MonkeyPatch, *, cuda: str | None, available: bool =
 def test_the_driver_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = tmp_path / "version"
     version.write_text(PROC)
-    assert machine.nvidia_driver(version) == DRIVER
+    (tmp_path / "nvidia0").touch()
+    assert machine.nvidia_driver(version, devices=tmp_path) == DRIVER
+    (tmp_path / "nvidia0").unlink()
+    assert (
+        machine.nvidia_driver(version, devices=tmp_path)
+        == f"{DRIVER}, hidden from this container: start it with --gpus all"
+    )
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.nvidia_driver(tmp_path / "none") is None
 

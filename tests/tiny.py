@@ -178,7 +178,7 @@ def main(config: Config) -> None:
             train = replace(train, fingerprint=train.fingerprint | {"sha256": change})
         train, test = session.own(train, test)
         mean, std = data.mean_and_std(train.images_NCHW)
-        augmentation = Augmentation(mean, std, seed=config.seed, flip=True, shift=config.shift)
+        augmentation = Augmentation(mean, std, size=train.size, seed=config.seed, flip=True, shift=config.shift)
         batches = data.Batches(train, config.batch_size, seed=config.seed, augment=augmentation, **session.slice)
         if session.precision.scaler.is_enabled():  # so that the scale grows until it overflows, again and again
             session.precision.scaler.set_growth_interval(2)

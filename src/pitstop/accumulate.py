@@ -21,6 +21,8 @@ class Slice(Protocol):
     """What is asked of a batch; `pitstop.data.Batch` is one."""
 
     @property
+    def seed(self) -> int: ...
+    @property
     def step(self) -> int: ...
     @property
     def global_size(self) -> int: ...
@@ -48,7 +50,7 @@ def accumulate(
     """
     ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
     world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if ddp else (1, 0)
-    seed_generators(MODEL_STEP, batch.step, rank, device=batch.micro_batches[0][1].device)
+    seed_generators(MODEL_STEP, batch.seed, batch.step, rank, device=batch.micro_batches[0][1].device)
     shares = []
     for number, (images_BCHW, labels_B) in enumerate(batch.micro_batches, 1):
         last = number == len(batch.micro_batches)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pitstop.errors import UserError
 from pitstop.randomness import draws, integers
 
 FLIP, SHIFT_Y, SHIFT_X, CUT_Y, CUT_X = range(5)
@@ -52,14 +53,29 @@ class Standard:
 
     Args:
         mean, std: of the training images, per channel, of pixel values in 0..1.
+        size: side of the images, in pixels.
         flip: mirror every second image (at random).
         shift: most pixels by which an image moves.
         cutout: side of the square that is set to the mean; 0: none.
+
+    Raises:
+        UserError: shift or cutout leave nothing of the image.
     """
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], *, seed: int, flip: bool, shift: int = 0, cutout: int = 0
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        size: int,
+        seed: int,
+        flip: bool,
+        shift: int = 0,
+        cutout: int = 0,
     ) -> None:
+        for name, pixels in (("shift", shift), ("cutout", cutout)):
+            if pixels >= size:
+                raise UserError(f"--{name} {pixels}: less than the {size} pixels of an image was expected.")
         self.mean, self.std, self.seed = mean, std, seed
         self.flip, self.shift, self.cutout = flip, shift, cutout
 

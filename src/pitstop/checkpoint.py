@@ -18,6 +18,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from pitstop.errors import UserError
@@ -46,7 +47,10 @@ def to_bytes(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
 
     One metadata key holding canonical JSON: the order of several would change from process to process.
     """
-    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    # Copies of their own: safetensors refuses tensors that share memory, as tied weights do.
+    contiguous = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach()) for name, tensor in tensors.items()
+    }
     return safetensors.torch.save(contiguous, metadata={"pitstop": canonical_json(about)})
 
 
@@ -135,27 +139,42 @@ def _tries(directory: Path, path: Path) -> int:
 def newest(directory: Path, *, complain: Say) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None where there is none; a bad one is set aside and named.
 
-    Call `loaded` when it is in use. A checkpoint whose loading has ended the process twice is set aside too, so that
-    no restart goes on for ever at the same place.
+    A checkpoint whose loading has ended the process twice is set aside too, so that no restart goes on for ever at the
+    same place; but not the last one, since the run would then begin anew without anyone having been asked.
 
     Raises:
-        UserError: a checkpoint was written by a later pitstop.
+        UserError: a checkpoint was written by a later pitstop, or the last one ends the process that loads it.
     """
-    for _, path in _steps(directory):
+    steps = _steps(directory)
+    for _, path in steps:
         try:
             tries = _tries(directory, path)
+            if tries >= TRIES and path == steps[-1][1]:
+                raise UserError(
+                    f"loading {path} has ended the process {tries} times (out of memory?), and there is no older one. "
+                    f"To try again: rm {directory / LOADING}. To begin anew: pitstop archive {directory.parent}"
+                )
             if tries >= TRIES:
                 raise ValueError(f"the process ended {tries} times while loading it")
-            write_json(directory / LOADING, {"checkpoint": path.name, "tries": tries + 1})
-            return verify(path)
+            return _verify_marked(directory, path, tries + 1)
+        except UserError:
+            raise
         except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             _complain(path, str(error), complain)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise  # no permission, say: the checkpoint may be good, a person must look
             _complain(path, f"the disk cannot read it ({error.strerror})", complain)
-    loaded(directory)
     return None
+
+
+def _verify_marked(directory: Path, path: Path, tries: int) -> Checkpoint:
+    """`verify`, with a mark on the disk that stays only if the process is killed meanwhile."""
+    write_json(directory / LOADING, {"checkpoint": path.name, "tries": tries})
+    try:
+        return verify(path)
+    finally:
+        (directory / LOADING).unlink(missing_ok=True)
 
 
 def _complain(path: Path, why: str, complain: Say) -> None:
@@ -166,8 +185,3 @@ def _complain(path: Path, why: str, complain: Say) -> None:
         raise UserError(f"{path} was written by a later pitstop: update this one (pip install -U pitstop).")
     aside = _set_aside(path)
     complain(f"CHECKPOINT {path.name} IS BAD AND NOT USED: {why}. It is kept as {aside}; the one before is tried.")
-
-
-def loaded(directory: Path) -> None:
-    """The checkpoint that `newest` gave is in use: its loading did not end the process."""
-    (directory / LOADING).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ The order (write, fsync the file, rename, fsync the directory) follows "All File
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -69,8 +70,17 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
         fsync_directory(path.parent)
 
 
+def plain(value: Any) -> Any:
+    """`value` as JSON can have it: NaN and infinities, which it does not know, as the strings "nan", "inf", "-inf"."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+    write_atomic(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", durable=durable)
 
 
 def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
@@ -177,6 +187,12 @@ class AppendOnly:
     def _pay(self) -> None:
         while self._owed:  # a disk that is nearly full takes a part, and refuses with an error only at the next call
             self._owed = self._owed[os.write(self._descriptor, self._owed) :]
+
+    def write_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Writes a JSON object as a line. Returns it as it was written."""
+        written: dict[str, Any] = plain(row)
+        self.write(json.dumps(written, ensure_ascii=False) + "\n")
+        return written
 
     def sync(self) -> None:
         """Raises OSError if the disk does not take, or does not keep, what was written."""

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import PIL
 import timm
 import torch
 
@@ -17,12 +18,16 @@ from pitstop.errors import UserError
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def nvidia_driver(version_file: Path = NVIDIA_DRIVER) -> str | None:
+def nvidia_driver(version_file: Path = NVIDIA_DRIVER, devices: Path = Path("/dev")) -> str | None:
     """What the NVIDIA driver says of itself, or None where there is none."""
     if version_file.exists():
-        return version_file.read_text().splitlines()[0].strip()
+        hidden = "" if list(devices.glob("nvidia[0-9]*")) else ", hidden from this container: start it with --gpus all"
+        return version_file.read_text().splitlines()[0].strip() + hidden
     if shutil.which("nvidia-smi"):  # WSL and some containers have no /proc/driver/nvidia
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+        try:
+            listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+        except subprocess.TimeoutExpired:
+            return "nvidia-smi does not answer: the driver hangs"
         if listing.returncode == 0 and "GPU" in listing.stdout:
             return listing.stdout.splitlines()[0].strip()
     return None
@@ -31,7 +36,7 @@ def nvidia_driver(version_file: Path = NVIDIA_DRIVER) -> str | None:
 def _try_cuda() -> str:
     """Empty if torch can compute on the GPU, else what it says. Not measured on a GPU."""
     try:
-        torch.ones(2, device="cuda").sum().item()
+        torch.ones(2, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}").sum().item()
     except (RuntimeError, AssertionError) as error:
         return str(error).splitlines()[0]
     return ""
@@ -52,7 +57,8 @@ def choose_device(wanted: str, driver: str | None) -> str:
         return "cuda"
     if driver is None and wanted == "auto":
         return "cpu"
-    found = f"an NVIDIA GPU is here ({driver})" if driver else "no NVIDIA driver was found"
+    if driver is None:
+        raise UserError(f"--device {wanted}: no NVIDIA driver was found here. Without a GPU: --device cpu, slowly.")
     if built_for is None:
         mend = f"torch {torch.__version__} is a CPU build: install one with CUDA (pytorch.org, Get started)"
     else:
@@ -61,7 +67,8 @@ def choose_device(wanted: str, driver: str | None) -> str:
             "for an older CUDA or for this GPU (pytorch.org, Previous versions)"
         )
     raise UserError(
-        f"--device {wanted}: {found}, but torch cannot use it ({problem}). {mend}. Or train slowly with --device cpu."
+        f"--device {wanted}: an NVIDIA GPU is here ({driver}), but torch cannot use it ({problem}). {mend}. "
+        "Or train, slowly, with --device cpu."
     )
 
 
@@ -102,8 +109,6 @@ def set_up(device: torch.device, *, deterministic: bool) -> None:
     """Threads and cuDNN of this process."""
     if device.type == "cpu":
         torch.set_num_threads(cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts; older torch asks for it
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic)
@@ -138,6 +143,7 @@ def shape(device: torch.device, world: int, **of_the_run: Any) -> dict[str, Any]
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": cudnn.version() if cuda else None,
         "timm": timm.__version__,
+        "pillow": PIL.__version__,
         "pitstop": __version__,
         **of_the_run,
     }

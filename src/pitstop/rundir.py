@@ -121,7 +121,15 @@ class RunDirectory:
         return (self.path / "config.json").exists()
 
     def config(self) -> dict[str, Any]:
-        return dict(read_json(self.path / "config.json"))
+        """Raises UserError if it is damaged."""
+        path = self.path / "config.json"
+        try:
+            config = dict(read_json(path))
+            if config["format"] == 1 and isinstance(config["definition"], dict):
+                return config
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise UserError(f"{path} is damaged, or of another pitstop: put it back, or pitstop archive {self.path}")
 
     def status(self) -> dict[str, Any]:
         """What the last attempt wrote last; empty where there was none, or it is damaged."""
@@ -149,6 +157,8 @@ class RunDirectory:
         earlier = [event for event in read_lines(self.path / "events.jsonl") if event.get("event") == "attempt"]
         self.attempt = len(earlier) + 1
         self._events = AppendOnly(self.path / "events.jsonl")
+        self.event("attempt", **whereabouts())
+        self._status = self.status()  # what this attempt does not come to say is as the last one left it
         self._log = AppendOnly(self.path / "train.log")
         self.log("\n".join(self._unlogged))
         self._unlogged.clear()
@@ -156,8 +166,7 @@ class RunDirectory:
     def event(self, event: str, **fields: Any) -> None:
         """One line of events.jsonl: what happened, when, in which attempt."""
         assert self._events is not None, "open() comes first"
-        row = {"event": event, "time": now(), "attempt": self.attempt, **fields}
-        self._events.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._events.write_row({"event": event, "time": now(), "attempt": self.attempt, **fields})
 
     def log(self, text: str) -> None:
         """A line of train.log; kept until the directory is there."""

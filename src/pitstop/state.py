@@ -42,8 +42,11 @@ def collect(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """`model/<name>` and `optimizer/<parameter>/<key>`: references to the live tensors.
 
     Raises:
-        TypeError: the optimizer keeps something that is no tensor.
+        TypeError: the optimizer keeps something that is no tensor, or not of a parameter of this model.
     """
+    strangers = set(optimizer.state) - set(model.parameters())
+    if strangers:
+        raise TypeError(f"the optimizer has {len(strangers)} parameters that are not the model's: they would be lost")
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for name, _, entry in _optimizer_entries(model, optimizer):
         for key, value in entry.items():

@@ -28,6 +28,7 @@ def cut(length: int, parts: int) -> list[int]:
 class Batch:
     """The slice of one step that this rank computes."""
 
+    seed: int
     step: int
     positions_N: Tensor  # int64: place in the endless stream of epochs
     indices_N: Tensor  # int64: place in the data set
@@ -118,7 +119,7 @@ class Batches:
         micro_batches = [
             (images_BCHW[a:b], labels_B[a:b]) for a, b in zip(self.borders, self.borders[1:], strict=False)
         ]
-        return Batch(step, positions_N, indices_N, self.batch_size, micro_batches)
+        return Batch(self.seed, step, positions_N, indices_N, self.batch_size, micro_batches)
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps start .. stop - 1."""

@@ -1,6 +1,5 @@
 """metrics.jsonl, the truth: one object a line, `{"kind": "train"|"eval", "step": ...}`, no row double or missing."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,8 @@ class Metrics:
         return result
 
     def write(self, row: dict[str, Any]) -> None:
-        """One row; numbers that JSON does not know (NaN, infinity) become strings."""
-        finite = {k: str(v) if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}
         if self._file is not None:
-            self._file.write(json.dumps(finite) + "\n")
-            self._unsent.append(finite)
+            self._unsent.append(self._file.write_row(row))
 
     def take_unsent(self) -> list[dict[str, Any]]:
         """The rows written since the last call."""

@@ -37,23 +37,23 @@ class Attempt:
         self._progress: Progress | None = None
         self._tracker: Tracker | None = None
         self._heartbeat: Heartbeat | None = None
+        self._accepted: list[str] = []
         self._ended = False
 
-    def look(self) -> None:
-        """What can be known before anything is loaded: is the run finished, in use, or another one?
+    def look(self) -> bool:
+        """Is the run finished? Then its result is printed. Known before anything is loaded, to rank 0 alone: the others
+        need not see the disk, and must not judge by a file that rank 0 may see a moment later.
 
         Raises:
-            SystemExit: 0, it is finished; its result was printed.
             UserError: it was begun with something else, or another process is at it.
         """
-        if self.config.dry_run or not self.run.exists():
-            return
-        if self.leads:
-            self.run.lock.acquire(LOCK_WAIT_SECONDS)
-        if not self._changes() and self.run.status().get("state") == "finished":
-            if self.leads:
-                print(messages.finished(self.run.path, self.run.status()))
-            raise SystemExit(FINISHED)
+        if not self.leads or self.config.dry_run or not self.run.exists():
+            return False
+        self.run.lock.acquire(LOCK_WAIT_SECONDS)
+        finished = not self._changes() and self.run.status().get("state") == "finished"
+        if finished:
+            print(messages.finished(self.run.path, self.run.status()))
+        return finished
 
     def _changes(self) -> list[str]:
         """What defines the run and is not as it was begun; the data count once they are known.
@@ -75,19 +75,14 @@ class Attempt:
             UserError: it was begun with something else, cannot be written to, or another process is at it.
         """
         self.run.open(LOCK_WAIT_SECONDS)
-        old = self.run.config() if self.run.exists() else {}
-        changes = self._changes() if old else []
-        if changes:
-            self.run.event("accepted_change", changes=changes)
-        if changes or not old:
-            record = {
-                "format": 1,
-                "definition": self.definition,
-                "config": self.config.model_dump(mode="json"),
-                "wandb_id": old.get("wandb_id", secrets.token_hex(4)),
-                "begun": old.get("begun", now()),
-            }
-            write_json(self.run.path / "config.json", record)
+        if self.run.exists():
+            self._accepted = self._changes()
+        else:
+            self._write_config({"wandb_id": secrets.token_hex(4), "begun": now()})
+
+    def _write_config(self, kept: dict[str, Any]) -> None:
+        config = {"format": 1, "definition": self.definition, "config": self.config.model_dump(mode="json")}
+        write_json(self.run.path / "config.json", kept | config)
 
     def start(self, progress: Callable[[], dict[str, Any]], batch_size: int, shape: dict[str, Any]) -> None:
         """Begins to train: status, heartbeat, bar, tracker. `progress` gives step and total_steps."""
@@ -95,7 +90,10 @@ class Attempt:
         self._progress = Progress(reached["step"], reached["total_steps"], shown=self.leads)
         if not self.leads:
             return
-        self.run.event("attempt", **reached, shape=shape)
+        if self._accepted:  # only now is it known that the checkpoint fits what is wanted
+            self.run.event("accepted_change", changes=self._accepted)
+            self._write_config(self.run.config())
+        self.run.event("start", **reached, shape=shape)
         self.run.write_status(state="running", reason="", restart="now", result=None, **reached)
         self.say(messages.header(self.run.path, reached, batch_size, shape, self.run.attempt))
         self._heartbeat = Heartbeat(self.run, progress)

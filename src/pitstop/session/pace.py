@@ -16,7 +16,8 @@ class Pace:
     """
 
     def __init__(self, world: int, device: torch.device) -> None:
-        self._world, self._device, self._next = world, device, 0
+        self._world, self._device = world, device
+        self._interval = self._next = 1
 
     def due(self, step: int) -> bool:
         return self._world == 1 or step >= self._next
@@ -28,5 +29,7 @@ class Pace:
         values = torch.tensor([*wishes, step_seconds], dtype=torch.float64).to(self._device)
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
         *agreed, slowest = values.tolist()
-        self._next = step + min(MOST_STEPS, max(1, int(LOOK_EVERY_SECONDS / max(slowest, 1e-6))))
+        steps = int(LOOK_EVERY_SECONDS / max(slowest, 1e-6))
+        self._interval = max(1, min(MOST_STEPS, 2 * self._interval, steps))  # not at once: the first steps mislead
+        self._next = step + self._interval
         return list(agreed)

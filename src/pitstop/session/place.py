@@ -4,11 +4,13 @@ import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
 from accelerate.utils.dataclasses import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
+from torch.optim import Optimizer
 
 from pitstop import machine
 from pitstop.config import RecipeConfig
@@ -20,6 +22,11 @@ GROUP_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the others, and 
 def launched_rank() -> int:
     """The rank that the launcher gave this process, before any process group is there."""
     return int(os.environ.get("RANK", "0"))
+
+
+def launched_world() -> int:
+    """How many processes the launcher has started, by what it says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,32 @@ class Place:
         device = self.accelerator.device
         return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
 
+    def shape(self, config: RecipeConfig, optimizer: Optimizer) -> dict[str, Any]:
+        """See `machine.shape`."""
+        return machine.shape(
+            self.device,
+            self.world,
+            precision=self.precision.name,
+            micro_batch=config.micro_batch,
+            optimizer=machine.optimizer_kind(optimizer),
+            compile=config.compile,
+            deterministic=config.deterministic,
+        )
+
+    def of_rank_0(self, value: bool) -> bool:
+        """What rank 0 says, on every rank."""
+        if self.world == 1:
+            return value
+        said = torch.tensor(int(value), device=self.device)
+        torch.distributed.broadcast(said, src=0)
+        return bool(said.item())
+
+    def part(self) -> None:
+        """All ranks leave together: the first to exit would make the launcher end rank 0 in the middle of its files."""
+        if self.world > 1:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model on its device, in DDP if there are several processes."""
         with warnings.catch_warnings():  # torch 2.14 has another name for it, which accelerate does not pass on yet
@@ -57,6 +90,8 @@ def find(config: RecipeConfig) -> Place:
         UserError: a GPU that torch cannot use, a precision that the device does not have, processes that do not know
             of each other.
     """
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts; older torch asks for it
     device = machine.choose_device(config.device, machine.nvidia_driver())
     ddp = DistributedDataParallelKwargs(
         # Together these keep DDP from rebuilding its buckets after the first backward pass: it would then add up in

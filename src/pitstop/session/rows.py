@@ -18,6 +18,7 @@ class Rows:
         self._metrics, self._attempt = metrics, attempt
         self._batch_size, self._epoch_length, self._total_steps = batch_size, epoch_length, total_steps
         self._steps, self._seconds = 0, 0.0  # since the last row
+        self._step_seconds = 0.0  # up to the last row
         self._tick = time.monotonic()
 
     def stepped(self) -> None:
@@ -34,14 +35,17 @@ class Rows:
 
     @property
     def step_seconds(self) -> float:
-        """Of a step since the last row, as far as the host knows."""
-        return (self._seconds + time.monotonic() - self._tick) / max(1, self._steps)
+        """Of a step, as far as the host knows."""
+        if not self._steps:  # a row was written just now
+            return self._step_seconds
+        return (self._seconds + time.monotonic() - self._tick) / self._steps
 
     def train(self, step: int, lr: float) -> None:
         """A row of means since the last one. Reads the device, so that what was asked of it is done."""
         means = self._metrics.means()
         self.pause()
-        speed = self._steps * self._batch_size / self._seconds
+        self._step_seconds = self._seconds / self._steps
+        speed = self._batch_size / self._step_seconds
         self._steps, self._seconds = 0, 0.0
         self._write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1)})
         left = messages.duration((self._total_steps - step) * self._batch_size / speed)

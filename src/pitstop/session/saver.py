@@ -62,7 +62,6 @@ class Saver:
 
     def in_use(self, step: int) -> None:
         """What `find` gave is in use."""
-        checkpoint.loaded(self._folder)
         self.step = step
         self.passed()
 

@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pitstop import machine, plan, state
+from pitstop import plan, state
 from pitstop.checkpoint import write_final
 from pitstop.config import RecipeConfig, crossings
 from pitstop.data import ImageSet
@@ -22,7 +21,7 @@ from pitstop.session import messages
 from pitstop.session.attempt import Attempt
 from pitstop.session.identity import differences
 from pitstop.session.pace import Pace
-from pitstop.session.place import Place, find, launched_rank
+from pitstop.session.place import Place, find, launched_rank, launched_world
 from pitstop.session.rows import Rows
 from pitstop.session.saver import Saver
 from pitstop.stopper import Stopper
@@ -65,8 +64,14 @@ class Session:
         stopper.install()
         attempt = Attempt(config, Path(recipe), launched_rank())
         try:
-            attempt.look()
-            yield cls(config, attempt, find(config), stopper)
+            finished = attempt.look()
+            if finished and launched_world() == 1:
+                raise SystemExit(FINISHED)
+            place = find(config)
+            if place.of_rank_0(finished):
+                place.part()
+                raise SystemExit(FINISHED)
+            yield cls(config, attempt, place, stopper)
         except UserError as error:
             attempt.refused(error)
             raise SystemExit(error.exit_code) from None
@@ -82,17 +87,25 @@ class Session:
         """Which part of each batch is this process's: arguments of `pitstop.data.Batches`."""
         return {"rank": self.rank, "world": self.world, "micro_batch": self.config.micro_batch}
 
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """How to evaluate in this attempt: arguments of `pitstop.evaluate.evaluate`."""
+        return {"autocast": self.precision.autocast, "batch_size": self.config.micro_batch or 1000}
+
     def say(self, text: str) -> None:
         """Prints a line, once for all ranks, and keeps it in train.log."""
         self._attempt.say(text)
 
     def own(self, train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
         """Makes the data part of what defines the run, and resident on the device."""
-        self._attempt.definition["data_set"] = {"train": train.fingerprint, "test": test.fingerprint}
+        same = train.fingerprint == test.fingerprint  # of both sets together
+        both = train.fingerprint if same else {"train": train.fingerprint, "test": test.fingerprint}
+        self._attempt.definition["data_set"] = both
         return train.to(self.device), test.to(self.device)
 
     def track(self, **owners: state.Stateful) -> None:
         """Further owners of state that every checkpoint holds (an average of the weights, say). Before `restore`."""
+        assert not owners.keys() & {"model", "optimizer", *self._owners}, "these names are taken"
         self._owners |= owners
 
     def prepare(self, model: nn.Module, optimizer: AnyOptimizer) -> tuple[nn.Module, AnyOptimizer]:
@@ -111,17 +124,10 @@ class Session:
             SystemExit: 0 after --dry_run has printed its plan.
         """
         self._stream, self.total_steps = stream, stream.total_steps(self.config.epochs)
-        self._shape = machine.shape(
-            self.device,
-            self.world,
-            precision=self.precision.name,
-            micro_batch=self.config.micro_batch,
-            optimizer=machine.optimizer_kind(self._optimizer),
-            compile=self.config.compile,
-            deterministic=self.config.deterministic,
-        )
+        self._shape = self._place.shape(self.config, self._optimizer)
         if self.config.dry_run:
-            self._print_plan(stream)
+            run = self._attempt.run.path
+            self.say(plan.describe(run, self.config, self._model, stream, self.total_steps, self._shape))
             raise SystemExit(FINISHED)
         begun = time.monotonic()
         tensors, about = self._read() if self._attempt.leads else ({}, None)
@@ -131,6 +137,10 @@ class Session:
             state.put_back(self._model, self._optimizer, tensors)
             state.join(self._owners, tensors, about["state"])
             self.step = about["step"]
+            if self.step > self.total_steps:
+                raise UserError(
+                    f"{self.step} steps are done; --epochs {self.config.epochs:g} asks for {self.total_steps}."
+                )
         self._attempt.start(self._reached, stream.batch_size, self._shape)
         if self._attempt.leads:
             self._restored(about, time.monotonic() - begun)
@@ -142,11 +152,6 @@ class Session:
             total_steps=self.total_steps,
         )
         self._stopper.arm()
-
-    def _print_plan(self, stream: Stream) -> None:
-        if self._attempt.leads:
-            run = self._attempt.run.path
-            print(plan.describe(run, self.config, self._model, stream, self.total_steps, self._shape))
 
     def _read(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         """Opens the run directory; tensors and manifest of the newest good checkpoint, if there is one."""
@@ -221,9 +226,10 @@ class Session:
 
     def _stop(self, code: int) -> None:
         reason = self._stopper.reason or "another rank was asked to"
-        self.say(f"stopped at step {self.step} of {self.total_steps} ({reason}); the same command continues")
+        saved = f"continues at step {self._saver.step}" if self._saver.step >= 0 else "begins anew"
+        self.say(f"stopped at step {self.step} of {self.total_steps} ({reason}); the same command {saved}")
         self._attempt.ended("stopped", reason, code, **self._reached())
-        self._part()
+        self._place.part()
         raise SystemExit(code)
 
     def finish(self, result: dict[str, float], card: dict[str, Any]) -> None:
@@ -241,10 +247,4 @@ class Session:
             self._attempt.sent(self._metrics.take_unsent())
             self._attempt.ended("finished", "", FINISHED, **self._reached(), result=result)
             self.say(messages.finished(run.path, run.status()))
-        self._part()
-
-    def _part(self) -> None:
-        """All ranks leave together: the first to exit would make the launcher end rank 0 in the middle of its files."""
-        if self.world > 1:
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
+        self._place.part()
