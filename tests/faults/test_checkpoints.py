@@ -186,13 +186,18 @@ def test_a_kill_while_loading_and_good_luck_then_count_anew(
 
 
 def test_endless_kills_while_loading_end(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
-    """Each checkpoint gets two tries; then the run begins anew, and there is nothing to load."""
+    """Each checkpoint gets two tries; at the last one a person is asked, since the run would have to begin anew."""
     run = broken_off(tiny)
     kills = 0
-    while -9 in run.go(KILL_AT="loading").codes:
+    while -9 in (job := run.go(KILL_AT="loading")).codes:
         kills += 1
         assert kills <= 4, "an endless loop"
     assert kills == 4
+    assert job.code == 2
+    assert "there is no older one" in job.text
+    assert run.status()["restart"] == "person"
+    (run.path / "checkpoints" / "loading.json").unlink()  # as the message says
+    run.finish()
     assert_same(run, clean())
 
 

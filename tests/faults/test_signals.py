@@ -96,3 +96,11 @@ def test_a_signal_to_all_ranks(tiny: Callable[..., Run], clean: Callable[..., Ru
     assert job.codes == [75, 75], job.text
     run.finish()
     assert_same(run, clean(ranks=2))
+
+
+def test_a_row_in_every_step_does_not_make_ranks_deaf(tiny: Callable[..., Run]) -> None:
+    """When ranks look next follows from the time of a step, which is not known just after a row of metrics."""
+    run = tiny("--log_every", "1", ranks=2, STEP_SECONDS="0.1")
+    job = run.go(KILL_AT="step:4", KILL_SIGNAL="TERM", KILL_RANK="1")
+    assert job.codes == [75, 75], job.text
+    assert run.status()["step"] <= 24
