@@ -100,7 +100,7 @@ def test_other_data(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None
     before = snapshot(run.path)
     job = run.go(CHANGE_DATA="0123abc")
     assert job.codes == [2], job.text
-    check_refusal(job.text, "data_set.train.sha256: ")
+    check_refusal(job.text, "data_set.sha256: ")
     after = snapshot(run.path)
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed <= {"lock", "events.jsonl", "train.log", "status.json"}, "it is known only when the run is open"

@@ -175,7 +175,9 @@ def main(config: Config) -> None:
         train = replace(train, images_NCHW=train.images_NCHW[: config.images], labels_N=train.labels_N[: config.images])
         test = replace(test, images_NCHW=test.images_NCHW[:61], labels_N=test.labels_N[:61])
         if change := os.environ.get("CHANGE_DATA"):
-            train = replace(train, fingerprint=train.fingerprint | {"sha256": change})
+            train, test = (
+                replace(images, fingerprint=images.fingerprint | {"sha256": change}) for images in (train, test)
+            )
         train, test = session.own(train, test)
         mean, std = data.mean_and_std(train.images_NCHW)
         augmentation = Augmentation(mean, std, size=train.size, seed=config.seed, flip=True, shift=config.shift)

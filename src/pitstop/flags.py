@@ -38,7 +38,7 @@ SYNONYMS = {  # what others call it -> what we do
     **dict.fromkeys(("fp16", "amp", "mixed_precision", "half"), "--precision fp16"),
     **dict.fromkeys(("run_name", "exp_name", "experiment"), "--name"),
     **dict.fromkeys(("scheduler", "lr_scheduler", "lr_scheduler_type"), "--schedule"),
-    "bf16": "--precision fp16 (or bf16)",
+    "bf16": "--precision bf16",
     "wd": "--weight_decay",
     "smoothing": "--label_smoothing",
     "grad_clip": "--clip_grad_norm",

@@ -1,7 +1,6 @@
 """timm's models, with a stem that fits the images."""
 
 import difflib
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +45,18 @@ def _check_size(model: nn.Module, name: str, channels: int, image_size: int) -> 
     model.train()
 
 
+def _build(name: str, image_size: int, seed: int, **arguments: Any) -> nn.Module:
+    """timm's model with weights that depend on `seed` alone. Only models of a fixed size (ViT, say) take `img_size`;
+    nothing tells which, before they are asked."""
+    seed_generators(MODEL_INIT, seed, device=torch.device("cpu"))
+    try:
+        model: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
+    except TypeError:
+        seed_generators(MODEL_INIT, seed, device=torch.device("cpu"))
+        model = timm.create_model(name, **arguments)
+    return model
+
+
 def create(name: str, *, classes: Sequence[str], channels: int, image_size: int, stem: str, seed: int) -> nn.Module:
     """A timm model with fresh weights that depend on `seed` alone, in channels_last, in fp32, on the CPU.
 
@@ -60,13 +71,7 @@ def create(name: str, *, classes: Sequence[str], channels: int, image_size: int,
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() lists them all."
         raise UserError(f"--model {name}: timm {timm.__version__} has no such model.{hint}")
-    seed_generators(MODEL_INIT, seed, device=torch.device("cpu"))
-    sized: dict[str, Any] = {}
-    if "img_size" in inspect.signature(timm.models.model_entrypoint(name)).parameters or name.startswith(
-        ("vit", "deit", "swin", "beit", "eva")
-    ):
-        sized = {"img_size": image_size}
-    model: nn.Module = timm.create_model(name, num_classes=len(classes), in_chans=channels, **sized)
+    model = _build(name, image_size, seed, num_classes=len(classes), in_chans=channels)
     wanted = stem == "small" or (stem == "auto" and image_size < 64)
     if wanted and not _small_stem(model) and stem == "small":
         raise UserError(f"--model {name} has no stem that could be made small: use --stem imagenet.")

@@ -186,18 +186,20 @@ def test_a_kill_while_loading_and_good_luck_then_count_anew(
 
 
 def test_endless_kills_while_loading_end(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
-    """Each checkpoint gets two tries; at the last one a person is asked, since the run would have to begin anew."""
+    """Each checkpoint gets two tries. The last one there is is not thrown away: a person decides."""
     run = broken_off(tiny)
     kills = 0
     while -9 in (job := run.go(KILL_AT="loading")).codes:
         kills += 1
         assert kills <= 4, "an endless loop"
     assert kills == 4
-    assert job.code == 2
-    assert "there is no older one" in job.text
+    assert job.codes == [2], job.text
+    assert "has ended the process 2 times" in job.text
     assert run.status()["restart"] == "person"
+    assert BEFORE in run.checkpoints()
     (run.path / "checkpoints" / "loading.json").unlink()  # as the message says
     run.finish()
+    assert [event["step"] for event in run.events("restore")] == [5]
     assert_same(run, clean())
 
 
