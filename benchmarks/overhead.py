@@ -55,7 +55,7 @@ def loops(name: str, size: int, batch_size: int, stack: Path) -> Iterator[tuple[
     with Session.open(config, __file__) as session:
         train, _ = session.own(images(2000, size), images(20, size))
         mean, std = data.mean_and_std(train.images_NCHW)
-        change = augment.Standard(mean, std, size=size, seed=0, flip=True, shift=4, cutout=8)
+        change = augment.Standard(mean, std, size=size, seed=0, flip=True, shift=4, cutout=size // 3)
         plain = partial(augment.normalise, mean=mean, std=std)
         batches = data.Batches(
             train, batch_size, seed=0, augment=(lambda i, p: plain(i)) if name == "null" else change, **session.slice

@@ -20,7 +20,7 @@ class Config(RecipeConfig):
     batch_size: int = 500
     peak_lr: float = 0.2
     label_smoothing: float = 0.1
-    data: str = "cifar10"
+    data: str = Field("cifar10", min_length=1)
     """cifar10, cifar100, or a folder, .zip or .tar.gz with train/<class>/* and test|val/<class>/*"""
     stem: Literal["auto", "small", "imagenet"] = "auto"
     """small: 3x3 and no max-pool; imagenet: timm's own; auto: small where the model has one to change"""
@@ -45,8 +45,8 @@ def main(config: Config) -> None:
     from pitstop.session import Session
 
     with Session.open(config, __file__) as session:
-        fetch = {"download": not config.dry_run, "say": session.say}
-        train, test = data.load(config.data, default="cifar10", image_size=config.image_size, **fetch)
+        fetch = {"may_write": not config.dry_run, "say": session.say}
+        train, test = data.load(config.data, image_size=config.image_size, **fetch)
         train, test = session.own(train, test)
         mean, std = data.mean_and_std(train.images_NCHW)
         augmentation = augment.Standard(

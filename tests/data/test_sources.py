@@ -20,8 +20,8 @@ def images(path: Path) -> Path:
     return path
 
 
-def sizes(spec: str, *, default: str = "cifar10", image_size: int = 32) -> tuple[int, int]:
-    train, test = load(spec, default=default, image_size=image_size, download=False, say=lambda line: None)
+def sizes(spec: str, *, image_size: int = 32, may_write: bool = True) -> tuple[int, int]:
+    train, test = load(spec, image_size=image_size, may_write=may_write, say=lambda line: None)
     return len(train), len(test)
 
 
@@ -32,9 +32,11 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "kept"
 
 
-def test_names_and_default() -> None:
-    assert sizes("") == (50000, 10000)
-    assert sizes("cifar100") == (50000, 10000)
+def test_names() -> None:
+    assert sizes("cifar10", may_write=False) == (50000, 10000)
+    assert sizes("cifar100", may_write=False) == (50000, 10000)
+    with pytest.raises(UserError, match="--data takes cifar10 or cifar100"):
+        sizes("")
     with pytest.raises(UserError, match="images of 32x32, but 64x64"):
         sizes("cifar10", image_size=64)
 
@@ -46,6 +48,17 @@ def test_archive_is_cached_below_the_data_dir(tmp_path: Path, data_dir: Path, mo
     monkeypatch.delenv("PITSTOP_DATA_DIR")
     assert sizes("mine.zip", image_size=16) == (2, 1)
     assert len(list((tmp_path / "data" / "cache").glob("*.safetensors"))) == 1
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    images(tmp_path / "mine.zip")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "cifar-10-python.tar.gz").write_bytes(b"not even looked at")
+    before = sorted(tmp_path.rglob("*"))
+    assert sizes("mine.zip", image_size=16, may_write=False) == (2, 1)
+    assert sizes("cifar10", may_write=False) == (50000, 10000)
+    assert sizes("kept", may_write=False) == (50000, 10000)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("spec", ["downloads", "downloads/cifar-10-python.tar.gz"])

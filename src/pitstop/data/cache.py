@@ -45,7 +45,7 @@ def load_or_build(
         say(f"Decoded images are not kept: {file.parent} cannot be written ({error.strerror}).")
         return build()
     with exclusive(file.with_suffix(".lock"), say=say, should_stop=should_stop):
-        if found := _read(file, lambda line: None):  # by the process that was waited for
+        if found := _read(file, say):  # by the process that was waited for
             return found
         built = build()
         _write(file, built, say)

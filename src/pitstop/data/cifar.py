@@ -33,14 +33,15 @@ def load_cifar(
     folder: Path,
     *,
     download: bool,
+    extract: bool = True,
     say: Callable[[str], None],
     should_stop: Callable[[], bool] = never,
 ) -> tuple[ImageSet, ImageSet]:
     """Train and test set, 50,000 and 10,000 images of 3x32x32.
 
-    Taken from `folder`: the extracted batches, else the archive, else (`download`) the archive from the network, or
-    from the mirror named in `CIFAR10_URL` / `CIFAR100_URL`. Without `download` and with nothing in `folder` the sets
-    are on the `meta` device. No batch is unpickled whose checksum was not verified.
+    Taken from `folder`: the extracted batches, else (`extract`) the archive, else (`download`) the archive from the
+    network, or from the mirror named in `CIFAR10_URL` / `CIFAR100_URL`. Where that finds nothing the sets are on the
+    `meta` device. No batch is unpickled whose checksum was not verified.
 
     Raises:
         UserError: a wrong archive or damaged batches, no network, no space; it says how to go on.
@@ -49,6 +50,8 @@ def load_cifar(
     dataset = DATASETS[name]
     if _batches_verified(dataset, folder):
         return _load(name, folder)
+    if not extract:
+        return _absent(name)
     if not download and not (folder / dataset.filename).exists():
         if (folder / dataset.base_folder).exists():
             raise UserError(

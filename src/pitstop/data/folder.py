@@ -24,7 +24,7 @@ MAX_SKIPPED_SHARE = 0.1
 NUM_NAMED = 5
 CACHE_VERSION = 1  # raised when the same file would be decoded to other pixels
 THREADS = 4
-WAVE = 256  # files in memory at once
+WAVE = 64  # files in memory at once
 SMALL_BYTES = 16_384  # below, Pillow holds the interpreter for so much of the time that threads only hinder
 
 

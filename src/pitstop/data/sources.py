@@ -21,51 +21,48 @@ ACCEPTED = (
 def load(
     spec: str,
     *,
-    default: str,
     image_size: int,
-    download: bool,
+    may_write: bool,
     say: Callable[[str], None],
     should_stop: Callable[[], bool] = never,
 ) -> tuple[ImageSet, ImageSet]:
-    """Train and test set that `spec` names ("": `default`), of image_size x image_size.
+    """Train and test set that `spec` names, of image_size x image_size.
 
-    Downloads and decoded images are kept below `PITSTOP_DATA_DIR` (default `data`). Without `download` (a dry run)
-    nothing is fetched: a known set that is not on disk comes back on the `meta` device.
+    Downloads and decoded images are kept below `PITSTOP_DATA_DIR` (default `data`). Unless it `may_write` (a dry run)
+    nothing is downloaded, extracted or kept: a known set that is not there comes back on the `meta` device.
 
     Raises:
         UserError: `spec` names nothing, or what it names cannot be used.
         StoppedError: `should_stop()` was true.
     """
-    spec = spec or default
     data_dir = Path(os.environ.get("PITSTOP_DATA_DIR") or "data").expanduser()
     for name in DATASETS:
         if spec == name:
             _require_size(name, image_size)
-            return load_cifar(name, data_dir, download=download, say=say, should_stop=should_stop)
+            return load_cifar(name, data_dir, download=may_write, extract=may_write, say=say, should_stop=should_stop)
     path = Path(spec).expanduser()
-    if not path.exists():
+    if not spec or not path.exists():
         raise UserError(f"There is no data named {spec!r}{_nearest(spec, path)}. {ACCEPTED}")
-    if held := _cifar_at(path, default):
+    if held := _cifar_at(path):
         name, folder = held
         _require_size(name, image_size)
-        return load_cifar(name, folder, download=False, say=say, should_stop=should_stop)
-    return load_folder(path, image_size=image_size, cache=data_dir / "cache", say=say, should_stop=should_stop)
+        return load_cifar(name, folder, download=False, extract=may_write, say=say, should_stop=should_stop)
+    cache = data_dir / "cache" if may_write else None
+    return load_folder(path, image_size=image_size, cache=cache, say=say, should_stop=should_stop)
 
 
-def _cifar_at(path: Path, default: str) -> tuple[CifarName, Path] | None:
+def _cifar_at(path: Path) -> tuple[CifarName, Path] | None:
     """The set that torchvision's archive or batches at `path`, or directly in it, hold; with the folder around them.
 
-    Of both in one folder `default` is meant.
+    Of both in one folder CIFAR-10 is meant.
     """
-    found: list[tuple[CifarName, Path]] = []
     for name, dataset in DATASETS.items():
         own = (dataset.filename, dataset.base_folder)
         if path.name in own:
             return name, path.parent
         if path.is_dir() and any((path / each).exists() for each in own):
-            found.append((name, path))
-    found.sort(key=lambda item: item[0] != default)
-    return found[0] if found else None
+            return name, path
+    return None
 
 
 def _require_size(name: str, image_size: int) -> None:
