@@ -81,6 +81,7 @@ def check(folder: Path, *, download: bool = False) -> list[str]:
     assert train.labels_N.dtype == torch.int64
     assert train.images_NCHW.is_contiguous()
     assert train.classes == test.classes == tuple(NAMES)
+    assert train.fingerprint == test.fingerprint
     return said
 
 
@@ -178,6 +179,18 @@ def test_dry_run_knows_the_shapes(tmp_path: Path, name: str, num_classes: int) -
     assert train.images_NCHW.is_meta
     assert len(train.classes) == num_classes
     assert not (tmp_path / "none").exists()
+
+
+def test_dry_run_leaves_the_archive_and_reads_what_was_extracted(archive: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
+    absent, _ = load_cifar("cifar10", tmp_path, download=False, extract=False, say=print)
+    assert absent.images_NCHW.is_meta
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
+    check(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    present, _ = load_cifar("cifar10", tmp_path, download=False, extract=False, say=print)
+    assert np.array_equal(present.images_NCHW.numpy(), PIXELS[:5].reshape(5, 3, 32, 32))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_fingerprint_is_known_before_the_download(archive: bytes, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import pytest
 
 from pitstop.data import download as module
 from pitstop.data.download import DownloadError, download
-from pitstop.data.locks import StoppedError
 from pitstop.errors import UserError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -179,13 +178,6 @@ def test_disk_too_small(server: Server, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"0 MB free.*needs 1 MB") as caught:
         get(server, tmp_path / "f")
     assert not isinstance(caught.value, DownloadError)
-
-
-def test_stop_keeps_the_part(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(StoppedError) as caught:
-        get(server, tmp_path / "f", should_stop=lambda: True)
-    assert caught.value.exit_code == 75
-    assert BODY.startswith((tmp_path / "f.part").read_bytes())
 
 
 def test_progress_is_said(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pitstop.data import decode, folder
 from pitstop.data.folder import load_folder
 from pitstop.data.images import ImageSet
 from pitstop.errors import UserError
@@ -86,6 +88,7 @@ def test_tree_zip_and_tar_are_the_same_whatever_their_order(files: Files, tmp_pa
     assert train.labels_N.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     assert np.array_equal(train.images_NCHW[3].permute(1, 2, 0).numpy(), pixels(3))
     assert np.array_equal(test.images_NCHW[3].permute(1, 2, 0).numpy(), pixels(921))
+    assert train.fingerprint == test.fingerprint
     assert train.fingerprint["train"]["images"] == {"a cat": 10, "zebra": 10, "狗": 10}
     nested = {f"./x/y/{name}": data for name, data in backward.items()}
     for other in (
@@ -221,6 +224,39 @@ def test_unusable_images_are_skipped_and_named(
     assert said[0] == "Skipped 1 of 37 image files:"
     assert said[1].startswith("  train/a cat/!bad.png: ")
     assert reason in said[1]
+
+
+def test_a_file_too_large_is_not_read(files: Files, tmp_path: Path) -> None:
+    tree = tree_of({**files, "train/a cat/!scan.tif": b""}, tmp_path / "tree")
+    os.truncate(tree / "train" / "a cat" / "!scan.tif", 64_100_000)
+    train, _, said = load(tree)
+    assert len(train) == 30
+    assert said[1] == "  train/a cat/!scan.tif: 64.1 MB, too large for a small image (at most 64 MB)"
+
+
+def test_few_bytes_are_in_memory_at_once(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, most = 0, 0
+    read, decoded = zipfile.ZipFile.read, decode.decode
+
+    def count_read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+        nonlocal waiting, most
+        data = read(archive, info)
+        waiting += len(data)
+        most = max(most, waiting)
+        return data
+
+    def count_decode(data: bytes, size: int) -> object:
+        nonlocal waiting
+        waiting -= len(data)
+        return decoded(data, size)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", count_read)
+    monkeypatch.setattr(decode, "decode", count_decode)
+    largest = max(map(len, files.values()))
+    monkeypatch.setattr(folder, "WAVE_BYTES", 3 * largest)
+    assert len(load(zip_of(files, tmp_path / "f.zip"))[0]) == 30
+    assert waiting == 0
+    assert 2 * largest < most < 4 * largest
 
 
 def test_only_five_are_named_and_more_than_a_tenth_is_refused(files: Files, tmp_path: Path) -> None:
@@ -366,6 +402,23 @@ def test_cache_is_used_and_repeats_what_was_skipped(
     load(archive, tmp_path / "cache", size=8)
     load(zip_of(files, tmp_path / "g.zip"), tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 3
+
+
+def test_who_waited_for_the_decoding_says_what_was_skipped(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zip_of({**files, "train/狗/bad.png": b""}, tmp_path / "f.zip")
+    load(archive, tmp_path / "others")
+
+    @contextmanager
+    def another_process_is_first(lock: Path, **options: object) -> Iterator[None]:
+        shutil.copytree(tmp_path / "others", lock.parent, dirs_exist_ok=True)
+        yield
+
+    monkeypatch.setattr("pitstop.data.cache.exclusive", another_process_is_first)
+    monkeypatch.setattr(decode, "decode", lambda *args: pytest.fail("decoded again"))
+    _, _, said = load(archive, tmp_path / "cache")
+    assert "1 of 37 image files skipped, such as train/狗/bad.png" in said[0]
 
 
 def test_a_touched_file_is_decoded_again(files: Files, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pitstop import files
 from pitstop.data.images import ImageSet
-from pitstop.data.locks import exclusive, never
+from pitstop.data.locks import exclusive
 from pitstop.errors import UserError
 
 METADATA_KEY = "pitstop"
@@ -30,7 +30,6 @@ def load_or_build(
     build: Callable[[], Decoded],
     *,
     say: Callable[[str], None],
-    should_stop: Callable[[], bool] = never,
 ) -> Decoded:
     """What `file` holds; else what `build` returns, which is then kept in `file`, if disk and rights allow.
 
@@ -44,7 +43,7 @@ def load_or_build(
     except OSError as error:
         say(f"Decoded images are not kept: {file.parent} cannot be written ({error.strerror}).")
         return build()
-    with exclusive(file.with_suffix(".lock"), say=say, should_stop=should_stop):
+    with exclusive(file.with_suffix(".lock"), say=say):
         if found := _read(file, say):  # by the process that was waited for
             return found
         built = build()

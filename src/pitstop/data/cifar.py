@@ -17,7 +17,7 @@ from pitstop import files
 from pitstop.data.download import DownloadError, file_md5, require_md5
 from pitstop.data.download import download as download_file
 from pitstop.data.images import ImageSet
-from pitstop.data.locks import exclusive, never
+from pitstop.data.locks import exclusive
 from pitstop.errors import UserError
 
 CifarName = Literal["cifar10", "cifar100"]
@@ -35,7 +35,6 @@ def load_cifar(
     download: bool,
     extract: bool = True,
     say: Callable[[str], None],
-    should_stop: Callable[[], bool] = never,
 ) -> tuple[ImageSet, ImageSet]:
     """Train and test set, 50,000 and 10,000 images of 3x32x32.
 
@@ -45,7 +44,6 @@ def load_cifar(
 
     Raises:
         UserError: a wrong archive or damaged batches, no network, no space; it says how to go on.
-        StoppedError: `should_stop()` was true while downloading or waiting.
     """
     dataset = DATASETS[name]
     if _batches_verified(dataset, folder):
@@ -66,9 +64,9 @@ def load_cifar(
             _extract(dataset, folder / dataset.filename, Path(temporary))
             return _load(name, Path(temporary))
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / f"{dataset.base_folder}.lock", say=say, should_stop=should_stop):
+    with exclusive(folder / f"{dataset.base_folder}.lock", say=say):
         if not _batches_verified(dataset, folder):
-            _get_archive(name, folder, say, should_stop)
+            _get_archive(name, folder, say)
             _extract(dataset, folder / dataset.filename, folder)
     return _load(name, folder)
 
@@ -85,7 +83,7 @@ def _batch_md5s(dataset: type[CIFAR10]) -> list[tuple[str, str]]:
     return [*listed, (dataset.meta["filename"], dataset.meta["md5"])]
 
 
-def _get_archive(name: CifarName, folder: Path, say: Callable[[str], None], should_stop: Callable[[], bool]) -> None:
+def _get_archive(name: CifarName, folder: Path, say: Callable[[str], None]) -> None:
     dataset, variable = DATASETS[name], f"{name.upper()}_URL"
     archive = folder / dataset.filename
     if archive.exists():
@@ -94,9 +92,7 @@ def _get_archive(name: CifarName, folder: Path, say: Callable[[str], None], shou
     url = os.environ.get(variable) or dataset.url
     say(f"{name} is not in {folder}: downloading {url} ({ARCHIVE_BYTES / 1e6:.0f} MB).")
     try:
-        download_file(
-            url, archive, md5=dataset.tgz_md5, size_hint_bytes=ARCHIVE_BYTES, say=say, should_stop=should_stop
-        )
+        download_file(url, archive, md5=dataset.tgz_md5, size_hint_bytes=ARCHIVE_BYTES, say=say)
     except DownloadError as error:
         raise UserError(
             f"{error}\nTo go on, do one of these:\n"

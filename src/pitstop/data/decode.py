@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 64_000_000
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"}
 # Not all that Pillow can open: EPS, for one, would start Ghostscript, which is a program run from data.

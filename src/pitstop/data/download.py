@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from pitstop import files
-from pitstop.data.locks import StoppedError, exclusive, never
+from pitstop.data.locks import exclusive
 from pitstop.errors import UserError
 
 TIMEOUT_SECONDS = 10.0  # to connect, and between two pieces
@@ -38,7 +38,6 @@ def download(
     md5: str,
     size_hint_bytes: int | None,
     say: Callable[[str], None],
-    should_stop: Callable[[], bool] = never,
 ) -> None:
     """Makes sure that `target` is there and has the checksum `md5`; its folder is created.
 
@@ -47,16 +46,15 @@ def download(
 
     Raises:
         DownloadError: no network, no such file, cut too often, or the wrong file (which is then removed).
-        StoppedError: `should_stop()` was true; the part stays.
         UserError: the disk is too small, or a wrong `target` is there already.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with exclusive(target.with_name(target.name + ".lock"), say=say, should_stop=should_stop):
+    with exclusive(target.with_name(target.name + ".lock"), say=say):
         if target.exists():
             require_md5(target, md5)
             return
-        transfer = _Transfer(url, part, md5, size_hint_bytes, say, should_stop)
+        transfer = _Transfer(url, part, md5, size_hint_bytes, say)
         from_before = part.exists()
         transfer.run()
         if from_before and file_md5(part) != md5:
@@ -99,7 +97,6 @@ class _Transfer:
     md5: str
     size_hint_bytes: int | None
     say: Callable[[str], None]
-    should_stop: Callable[[], bool]
     received_bytes: int = 0  # in this process, over all tries
 
     def run(self) -> None:
@@ -157,8 +154,6 @@ class _Transfer:
             file.write(piece)
             here += len(piece)
             self.received_bytes += len(piece)
-            if self.should_stop():
-                raise StoppedError(f"Download stopped at {here / 1e6:,.1f} MB; the same command continues it there.")
             now = time.monotonic()
             if now - said >= SAY_EVERY_SECONDS:
                 said = now

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +15,6 @@ from pitstop.data import decode as decoding
 from pitstop.data.archive import Member, Source, open_source
 from pitstop.data.cache import Decoded, load_or_build
 from pitstop.data.images import ImageSet
-from pitstop.data.locks import StoppedError, never
 from pitstop.errors import UserError
 
 LAYOUT = "Expected: train/<class>/<images> and test/<class>/<images> (val/ or valid/ will do for test/)."
@@ -24,7 +22,8 @@ MAX_SKIPPED_SHARE = 0.1
 NUM_NAMED = 5
 CACHE_VERSION = 1  # raised when the same file would be decoded to other pixels
 THREADS = 4
-WAVE = 64  # files in memory at once
+WAVE = 64  # most files in memory at once
+WAVE_BYTES = 64_000_000  # what is in memory is decoded as soon as it has this many
 SMALL_BYTES = 16_384  # below, Pillow holds the interpreter for so much of the time that threads only hinder
 
 
@@ -43,7 +42,6 @@ def load_folder(
     image_size: int,
     cache: Path | None,
     say: Callable[[str], None],
-    should_stop: Callable[[], bool] = never,
 ) -> tuple[ImageSet, ImageSet]:
     """Train and test set of `path`, a directory, .zip, .tar, .tar.gz or .tgz; 3 channels, image_size x image_size.
 
@@ -52,7 +50,6 @@ def load_folder(
 
     Raises:
         UserError: another layout than train/<class>/*, test/<class>/*; more than a tenth of the images unusable.
-        StoppedError: `should_stop()` was true.
     """
     with open_source(path) as source:
         layout = _arrange(source, path)
@@ -60,13 +57,13 @@ def load_folder(
             say(note)
 
         def build() -> Decoded:
-            return _decode_all(source, layout, image_size, path, say, should_stop)
+            return _decode_all(source, layout, image_size, path, say)
 
         if cache is None:
             decoded = build()
         else:
             file = cache / f"{_cache_key(layout, image_size)}.safetensors"
-            decoded = load_or_build(file, build, say=say, should_stop=should_stop)
+            decoded = load_or_build(file, build, say=say)
     train, test = decoded.train, decoded.test
     lacking = [name for name, number in zip(test.classes, _per_class(test), strict=True) if number == 0]
     if lacking:
@@ -144,7 +141,6 @@ def _decode_all(
     image_size: int,
     path: Path,
     say: Callable[[str], None],
-    should_stop: Callable[[], bool],
 ) -> Decoded:
     members = [member for split in layout.splits.values() for member in split]
     row_of = {member.name: row for row, member in enumerate(members)}
@@ -152,7 +148,7 @@ def _decode_all(
     rows = images_NCHW.numpy()
     skipped: dict[str, str] = {}
     num_resized = 0
-    for member, outcome in _outcomes(source, members, image_size, should_stop):
+    for member, outcome in _outcomes(source, members, image_size):
         if isinstance(outcome, str):
             skipped[member.name] = outcome
         else:
@@ -175,7 +171,7 @@ def _decode_all(
 
 
 def _outcomes(
-    source: Source, members: list[Member], image_size: int, should_stop: Callable[[], bool]
+    source: Source, members: list[Member], image_size: int
 ) -> Iterator[tuple[Member, tuple[Any, bool] | str]]:
     """Each member with its pixels (3, image_size, image_size) and whether they were resized, or why it is skipped."""
 
@@ -183,17 +179,30 @@ def _outcomes(
         member, data = item
         return member, data if isinstance(data, str) else decoding.decode(data, image_size)
 
-    readable = [member for member in members if member.num_bytes <= decoding.MAX_FILE_BYTES]
+    limit = decoding.MAX_FILE_BYTES
+    readable = [member for member in members if member.num_bytes <= limit]
     for member in set(members) - set(readable):
-        yield member, f"{member.num_bytes / 1e6:,.0f} MB, more than {decoding.MAX_FILE_BYTES / 1e6:,.0f} MB"
+        yield member, f"{member.num_bytes / 1e6:,.1f} MB, too large for a small image (at most {limit / 1e6:.0f} MB)"
     mean_bytes = sum(member.num_bytes for member in readable) / max(1, len(readable))
-    contents = source.read(readable)
     with decoding.quiet_pillow(), ThreadPoolExecutor(THREADS) as pool:
         apply: Callable[..., Iterable[Any]] = pool.map if mean_bytes > SMALL_BYTES else map
-        while wave := list(islice(contents, WAVE)):
+        for wave in _waves(source.read(readable)):
             yield from apply(decode, wave)
-            if should_stop():
-                raise StoppedError("Stopped while decoding images; the same command begins that anew.")
+
+
+def _waves(contents: Iterable[tuple[Member, bytes | str]]) -> Iterator[list[tuple[Member, bytes | str]]]:
+    """`contents` in groups, bounded by number and bytes; a group is emptied before the next one is read."""
+    wave: list[tuple[Member, bytes | str]] = []
+    num_bytes = 0
+    for member, data in contents:
+        wave.append((member, data))
+        num_bytes += len(data)
+        if len(wave) == WAVE or num_bytes >= WAVE_BYTES:
+            yield wave
+            wave.clear()
+            num_bytes = 0
+    if wave:
+        yield wave
 
 
 def _report(

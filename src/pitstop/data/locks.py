@@ -7,30 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pitstop.errors import START_AGAIN, UserError
+from pitstop.errors import UserError
 
 POLL_SECONDS = 0.1
 
 
-class StoppedError(UserError):
-    """Someone wants the process to stop; what was done so far is kept, and the same command goes on from there."""
-
-    exit_code = START_AGAIN
-
-
-def never() -> bool:
-    return False
-
-
 @contextmanager
-def exclusive(path: Path, *, say: Callable[[str], None], should_stop: Callable[[], bool] = never) -> Iterator[None]:
+def exclusive(path: Path, *, say: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock file `path`, which stays behind; another process that holds it is waited for.
 
     `lockf`, not `flock`: a child process does not inherit it, and NFS has it. It does not keep out threads of the
     same process.
 
     Raises:
-        StoppedError: `should_stop()` while waiting.
         UserError: the file system has no locks.
         OSError: `path` cannot be opened for writing.
     """
@@ -38,8 +27,6 @@ def exclusive(path: Path, *, say: Callable[[str], None], should_stop: Callable[[
     try:
         waiting = False
         while not _try_lock(descriptor, path):
-            if should_stop():
-                raise StoppedError(f"Stopped while waiting for the process that holds {path}.")
             if not waiting:
                 say(f"Another process is at work on {path.name.removesuffix('.lock')}: waiting for it.")
                 waiting = True

@@ -9,7 +9,6 @@ from pitstop.data.archive import ARCHIVE_SUFFIXES
 from pitstop.data.cifar import DATASETS, CifarName, load_cifar
 from pitstop.data.folder import load_folder
 from pitstop.data.images import ImageSet
-from pitstop.data.locks import never
 from pitstop.errors import UserError
 
 ACCEPTED = (
@@ -24,7 +23,6 @@ def load(
     image_size: int,
     may_write: bool,
     say: Callable[[str], None],
-    should_stop: Callable[[], bool] = never,
 ) -> tuple[ImageSet, ImageSet]:
     """Train and test set that `spec` names, of image_size x image_size.
 
@@ -33,22 +31,21 @@ def load(
 
     Raises:
         UserError: `spec` names nothing, or what it names cannot be used.
-        StoppedError: `should_stop()` was true.
     """
     data_dir = Path(os.environ.get("PITSTOP_DATA_DIR") or "data").expanduser()
     for name in DATASETS:
         if spec == name:
             _require_size(name, image_size)
-            return load_cifar(name, data_dir, download=may_write, extract=may_write, say=say, should_stop=should_stop)
+            return load_cifar(name, data_dir, download=may_write, extract=may_write, say=say)
     path = Path(spec).expanduser()
     if not spec or not path.exists():
         raise UserError(f"There is no data named {spec!r}{_nearest(spec, path)}. {ACCEPTED}")
     if held := _cifar_at(path):
         name, folder = held
         _require_size(name, image_size)
-        return load_cifar(name, folder, download=False, extract=may_write, say=say, should_stop=should_stop)
+        return load_cifar(name, folder, download=False, extract=may_write, say=say)
     cache = data_dir / "cache" if may_write else None
-    return load_folder(path, image_size=image_size, cache=cache, say=say, should_stop=should_stop)
+    return load_folder(path, image_size=image_size, cache=cache, say=say)
 
 
 def _cifar_at(path: Path) -> tuple[CifarName, Path] | None:
