@@ -18,7 +18,9 @@ def _rank(function: Callable[..., Any], arguments: tuple[Any, ...], rank: int, w
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
-        return function(rank, world, *arguments)
+        result = function(rank, world, *arguments)
+        torch.distributed.barrier()  # the first to leave would take the store away from those that still connect
+        return result
     finally:
         torch.distributed.destroy_process_group()
 
