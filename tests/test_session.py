@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -209,12 +210,19 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def free_port() -> int:
+    """Port 0 would do for torch 2.14, but makes the ranks of torch 2.6 wait for each other in vain."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_accelerate_launch(ranks: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """The real launcher: the whole tree is killed in the middle, the same command finishes."""
     run = tiny(*SAVES, ranks=ranks)
-    several = ["--multi_gpu", "--num_processes", str(ranks), "--main_process_port", "0"]
+    several = ["--multi_gpu", "--num_processes", str(ranks), "--main_process_port", str(free_port())]
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     options = several if ranks > 1 else ["--num_processes", "1", "--num_machines", "1"]
     flags = ["--name", "r", "--tracker", "none", "--precision", "fp32", *SAVES]
