@@ -15,11 +15,16 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 LAYERS = [  # imports point down only; a package counts as one module, inside it anything goes
     {"errors", "files", "config", "usage", "flags", "randomness"},
     {"data", "augment", "models", "optim", "accumulate", "evaluate", "precision", "machine"},
-    {"rundir", "checkpoint", "state", "record", "stopper"},
+    {"rundir", "checkpoint", "state", "record", "stopper", "notice", "store", "meter", "disks", "output", "health"},
     {"plan", "session"},
-    {"cli"},
+    {"supervise", "attach", "verify", "cli"},
 ]
-CHAINS = [["errors", "files", "config", "usage", "flags"], ["plan", "session"]]  # the only imports within a layer
+CHAINS = [  # the only imports within a layer
+    ["errors", "files", "config", "usage", "flags"],
+    ["notice", "stopper"],
+    ["plan", "session"],
+    ["supervise", "attach", "verify", "cli"],
+]
 LIGHT = {"errors", "files", "config", "usage", "flags", "rundir", "stopper", "cli"}  # for launchers: they need no torch
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "wandb", "numpy", "sklearn", "PIL", "safetensors"}
 MODULE_LINES, FUNCTION_LINES, RECIPE_LINES = 250, 50, 80
