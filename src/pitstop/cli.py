@@ -9,8 +9,12 @@ from pathlib import Path
 from pitstop import __version__
 from pitstop.errors import BAD_USAGE, FINISHED, UserError
 
-COMMANDS = {"archive": "move a run aside, so that the same command starts anew"}
-LATER = ("launch", "attach", "status", "report", "compare", "predict", "export", "sync", "fetch", "verify", "doctor")
+COMMANDS = {
+    "launch": "start a recipe, pass signals on, start it again after a crash, leave no process behind",
+    "attach": "look at a run from another terminal",
+    "archive": "move a run aside, so that the same command starts anew",
+}
+LATER = ("status", "report", "compare", "predict", "export", "sync", "fetch", "verify", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,11 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pitstop: {_unknown(command)}", file=sys.stderr)
         return BAD_USAGE
     try:
-        _archive(words[1:])
+        return {"launch": _launch, "attach": _attach, "archive": _archive}[command](words[1:])
     except UserError as error:
         print(f"pitstop {command}: {error}", file=sys.stderr)
         return error.exit_code
-    return FINISHED
 
 
 def _help() -> str:
@@ -43,7 +46,7 @@ def _help() -> str:
         [
             "usage: pitstop COMMAND [--flag value ...]",
             "",
-            "Training itself is started by a recipe: accelerate launch recipes/cifar10.py --help",
+            "Training itself is a recipe's: pitstop launch recipes/cifar10.py, or accelerate launch recipes/cifar10.py",
             "",
             *(f"  {command:<10} {purpose}" for command, purpose in COMMANDS.items()),
             "",
@@ -68,7 +71,38 @@ def _unknown(command: str) -> str:
     return f"there is no command {command!r}; {hint}"
 
 
-def _archive(argv: Sequence[str]) -> None:
+def _launch(argv: Sequence[str]) -> int:
+    from pitstop.supervise import launch
+
+    return launch(argv)
+
+
+def _attach(argv: Sequence[str]) -> int:
+    from pydantic import BaseModel, ConfigDict
+
+    from pitstop.attach import choose, follow
+    from pitstop.config import Directory, from_environment
+    from pitstop.flags import parse
+
+    class Attach(BaseModel):
+        """Shows what a run does until it ends. It only looks: Ctrl-C leaves, and the run goes on."""
+
+        model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+        run: str = ""
+        """name of a run below --runs_dir, or path to its directory; default: the one that was last heard of"""
+        runs_dir: Directory = from_environment("PITSTOP_RUNS_DIR", "runs")
+        """where runs lie"""
+
+    flags = parse(Attach, argv, words=("run",), program="pitstop attach")
+    try:
+        follow(find_run(flags.run, flags.runs_dir) if flags.run else choose(flags.runs_dir, print))
+    except KeyboardInterrupt:
+        print("\ndetached: the run goes on. To stop it, signal the process that started it.")
+    return FINISHED
+
+
+def _archive(argv: Sequence[str]) -> int:
     from pydantic import BaseModel, ConfigDict
 
     from pitstop.config import Directory, from_environment
@@ -87,6 +121,7 @@ def _archive(argv: Sequence[str]) -> None:
     flags = parse(Archive, argv, words=("run",), program="pitstop archive")
     target = archive(find_run(flags.run, flags.runs_dir))
     print(f"{flags.run} lies in {target} now; the command that made it starts anew.")
+    return FINISHED
 
 
 def find_run(run: str, runs_dir: Path) -> Path:
