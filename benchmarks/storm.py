@@ -78,7 +78,7 @@ def report(name: str, run: Path, seconds: float) -> str:
     model = hashlib.sha256((run / "final" / "model.safetensors").read_bytes()).hexdigest()
     speeds = sorted(r["images_per_second"] for r in read_lines(run / "metrics.jsonl") if r["kind"] == "train")
     events = read_lines(run / "events.jsonl")
-    saves = sorted(event["seconds"] for event in events if event["event"] == "save")
+    saves = sorted(event["write_seconds"] for event in events if event["event"] == "save")
     status = read_json(run / "status.json")
     print(
         f"{name}: {status['state']} after {status['attempt']} attempts, {seconds:.0f} s of wall time, "

@@ -205,8 +205,25 @@ def test_an_overflow_is_skipped_with_clipping_too() -> None:
     assert (job.weights, job.scale) == ([1.0, 1.0, 1.0], 8.0)
 
 
-def test_the_scaler_stays_off_without_fp16() -> None:
+def test_the_scale_is_one_without_fp16() -> None:
     for name in ("bf16", "fp32"):
-        assert not Precision(name, CPU).scaler.is_enabled()
+        assert Precision(name, CPU).scaler.get_scale() == 1.0
         assert Precision(name, CPU).state_dict() == {}
-    assert Precision("fp16", CPU).scaler.is_enabled()
+    assert Precision("fp16", CPU).scaler.get_scale() == 2.0**16
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp32"])
+def test_an_update_that_is_not_finite_is_not_applied(name: str) -> None:
+    """In no precision; and the scale, which has nothing to do with it, stays 1 for ever."""
+    job, whole = Job(name), Job(name)
+    job.step()
+    assert job.precision.overflow.item() == 0
+    for value in (math.inf, math.nan, -math.inf):
+        job.step(value)
+        assert job.precision.overflow.item() > 0
+    assert job.scale == 1.0
+    job.step()
+    assert job.precision.overflow.item() == 0
+    for _ in range(2):
+        whole.step()
+    assert job.weights == whole.weights

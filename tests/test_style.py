@@ -22,6 +22,7 @@ LAYERS = [  # imports point down only; a package counts as one module, inside it
 CHAINS = [  # the only imports within a layer
     ["errors", "files", "config", "usage", "flags"],
     ["notice", "stopper"],
+    ["meter", "rundir"],
     ["plan", "session"],
     ["supervise", "attach", "verify", "cli"],
 ]

@@ -12,7 +12,9 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
                  call:NAME:K before the K-th call of os.NAME (NAME `any`: of all in CALLS together)
     KILL_RANK    on which rank (0)
     KILL_SIGNAL  which signal (KILL)
-    FULL_AT      A-B: the disk is full during the steps A to B
+    FULL_AT      A-B: the disk is full during the steps A to B, and each save is waited for: it meets its own step's disk
+    NAN_AT       A-B: the gradients of the steps A to B are NaN, and so is the loss
+    POISON_AT    K: a weight is NaN after the update of step K
     STEP_SECONDS sleep so long in each step
     LOCK_WAIT    seconds instead of the ten for which a second process waits
 """
@@ -52,6 +54,12 @@ class Config(RecipeConfig):
     """instead of batch normalisation: the loss of a sample is then its own, whoever computes it"""
 
 
+def span(variable: str) -> range:
+    """The steps A-B that an environment variable names, if it does."""
+    first, _, last = os.environ.get(variable, "").partition("-")
+    return range(int(first), int(last) + 1) if first else range(0)
+
+
 class Instants:
     """What shall happen when; `at` is called at each named instant."""
 
@@ -60,8 +68,8 @@ class Instants:
         self.wanted = os.environ.get("KILL_AT", "") if mine else ""
         self.step = 0
         self.calls: dict[str, int] = {}
-        first, _, last = os.environ.get("FULL_AT", "").partition("-")
-        self.full = range(int(first), int(last) + 1) if first else range(0)
+        self.full, self.nan = span("FULL_AT"), span("NAN_AT")
+        self.poison = int(os.environ.get("POISON_AT", "0"))
         if self.wanted.startswith("call:") or self.full:
             for name in CALLS:
                 setattr(os, name, self.counted(name, getattr(os, name)))
@@ -182,7 +190,7 @@ def main(config: Config) -> None:
         mean, std = data.mean_and_std(train.images_NCHW)
         augmentation = Augmentation(mean, std, size=train.size, seed=config.seed, flip=True, shift=config.shift)
         batches = data.Batches(train, config.batch_size, seed=config.seed, augment=augmentation, **session.slice)
-        if session.precision.scaler.is_enabled():  # so that the scale grows until it overflows, again and again
+        if session.precision.name == "fp16":  # so that the scale grows until it overflows, again and again
             session.precision.scaler.set_growth_interval(2)
 
         look = {"classes": train.classes, "image_size": train.size, "stem": "small"}
@@ -198,7 +206,7 @@ def main(config: Config) -> None:
         bare.layer2.register_forward_hook(lambda *_: None if bare.training else instants.at(f"eval:{session.step}"))
         criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="sum")
         normalise = partial(augment.normalise, mean=mean, std=std)
-        plain = partial(evaluate, model, test, normalise=normalise, autocast=session.precision.autocast, batch_size=17)
+        plain = partial(evaluate, model, test, normalise=normalise, **session.evaluation | {"batch_size": 17})
 
         def score():
             return {**plain(), "average": average.mean.double().abs().sum().item()}
@@ -213,7 +221,13 @@ def main(config: Config) -> None:
                 optimizer, optim.learning_rate(config, session.step, session.total_steps, batches.steps_per_epoch)
             )
             loss = accumulate(model, batch, criterion, precision=session.precision)
+            if session.step + 1 in instants.nan:
+                loss = loss * float("nan")
+                for parameter in bare.parameters():
+                    parameter.grad.fill_(float("nan"))
             session.precision.update(model, optimizer, clip_grad_norm=config.clip_grad_norm)
+            if session.step + 1 == instants.poison:
+                next(bare.parameters()).data.view(-1)[0] = float("nan")
             average.update()
             log_step(session, batch, augmentation)
             time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
@@ -222,6 +236,8 @@ def main(config: Config) -> None:
             instants.step = session.step + 1
             instants.at(f"step:{session.step + 1}")
             session.commit({"loss": loss})
+            if instants.full:
+                session._saver.poll(session._rows.clock, wait=True)
             instants.at(f"commit:{session.step}")
 
         result = score()

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -26,15 +26,23 @@ def seconds(value: object) -> float:
     return float(match[1]) * UNITS[match[2] or "s"]
 
 
+def duration(value: object) -> str:
+    """A duration, as it was written. Raises ValueError."""
+    seconds(value)
+    return str(value)
+
+
 def interval(value: object) -> str:
-    """A duration (`60s`, `10m`) or a number of steps (`200steps`), kept as it was written. Raises ValueError."""
+    """`auto`, a duration (`60s`, `10m`) or a number of steps (`200steps`), as it was written. Raises ValueError."""
     text = str(value)
+    if text == "auto":
+        return text
     match = re.fullmatch(r"(\d+)steps?", text)
     if match is None:
         try:
             seconds(text)
         except ValueError:
-            raise ValueError("an interval such as 60s, 10m or 200steps was expected") from None
+            raise ValueError("auto, or an interval such as 60s, 10m or 200steps, was expected") from None
     elif int(match[1]) < 1:
         raise ValueError("at least 1 step was expected")
     return text
@@ -67,6 +75,7 @@ def _not_one(value: int) -> int:
     return value
 
 
+Duration = Annotated[str, BeforeValidator(duration)]
 Interval = Annotated[str, BeforeValidator(interval)]
 RunName = Annotated[str, AfterValidator(run_name)]
 Directory = Annotated[Path, BeforeValidator(directory)]
@@ -79,11 +88,12 @@ def operational(default: Any, **bounds: Any) -> Any:
     return Field(default, json_schema_extra=OPERATIONAL, **bounds)
 
 
-def from_environment(variable: str, default: str) -> Any:
+def from_environment(variable: str, default: str, **bounds: Any) -> Any:
     """An operational field whose default is set once, by an environment variable that is not empty."""
     return Field(
         default_factory=lambda: os.environ.get(variable) or default,
         json_schema_extra={"operational": True, "environment": variable},
+        **bounds,
     )
 
 
@@ -146,10 +156,24 @@ class RecipeConfig(BaseModel):
     """where to train"""
     micro_batch: MicroBatch = operational(0, ge=0)
     """most images at once on one GPU, the rest by accumulation; 0: all"""
-    save_every: Interval = operational("60s")
-    """time (30s, 10m, 2h) or steps (200steps) between two checkpoints"""
+    save_every: Interval = operational("auto")
+    """time (30s, 10m, 2h) or steps (200steps) between two checkpoints; auto: from their measured cost and --mtbf"""
+    mtbf: Duration = operational("2h")
+    """mean time between failures (30m, 2h, 1d): how long such a machine lives"""
     keep: int = operational(3, ge=1)
     """checkpoints kept"""
+    store: str = from_environment("PITSTOP_STORE", "")
+    """where checkpoints and results are kept beside the disk: s3://, gs://, az:// or file:// and a path"""
+    cloud: Literal["auto", "none", "aws", "gcp", "azure", "alibaba", "tencent", "volcengine"] = operational("auto")
+    """whose notices to ask for; auto: by what the machine says of itself"""
+    max_hours: float = operational(0.0, ge=0)
+    """stop, with a checkpoint, after so many hours of this attempt; 0: never"""
+    price: float = from_environment("PITSTOP_PRICE", "0", ge=0)
+    """of the machine per hour: what the run costs is then shown"""
+    currency: str = operational("CNY", min_length=1, max_length=12)
+    """of --price and --budget"""
+    budget: float = operational(0.0, ge=0)
+    """stop when all attempts together have cost so much; 0: no limit"""
     tracker: Literal["wandb", "none"] = operational("wandb")
     """where curves are shown; metrics.jsonl is written always"""
     wandb_project: str = operational("pitstop", min_length=1)
@@ -171,6 +195,12 @@ class RecipeConfig(BaseModel):
         """What a shared flag means is inherited too, unless the recipe says it anew."""
         for name, shared in RecipeConfig.model_fields.items():
             cls.model_fields[name].description = cls.model_fields[name].description or shared.description
+
+    @model_validator(mode="after")
+    def _budget_has_a_price(self) -> "RecipeConfig":
+        if self.budget and not self.price:
+            raise ValueError(f"--budget {self.budget:g}: what does an hour cost? Give --price (or set PITSTOP_PRICE)")
+        return self
 
     @classmethod
     def defining_fields(cls) -> list[str]:

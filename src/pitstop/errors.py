@@ -21,3 +21,9 @@ class RunInUseError(UserError):
     """Another process holds the run directory; the same command may be given again, exit code 75."""
 
     exit_code = START_AGAIN
+
+
+class StoppedError(UserError):
+    """The run was stopped on purpose and does not go on by itself, exit code 76."""
+
+    exit_code = PERSON_DECIDES

@@ -76,6 +76,7 @@ def evaluate(
     batch_size: int = 1000,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     tta: Sequence[str] = (),
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Mean loss and accuracy (share, 0..1) of a model over uint8 images.
 
@@ -84,6 +85,7 @@ def evaluate(
         model: as trained; the bare model inside DDP is used. Its statistics become rank 0's.
         normalise: uint8 images_BCHW -> float32 images_BCHW.
         tta: further accuracies, named apart: "mirror", "mirror_shift" (test-time augmentation).
+        between: called before each batch, equally often on all ranks; may leave by an exception.
 
     Returns:
         {"loss", "accuracy", "accuracy_mirror" ...}, the same on every rank.
@@ -99,7 +101,10 @@ def evaluate(
     start, stop = total * rank // world, total * (rank + 1) // world
     pieces: dict[str, list[Tensor]] = {name: [] for name in sums}
     bare.eval()
-    for first in range(start, max(stop, start + 1), batch_size):  # an empty slice runs one image, for the shape
+    longest = -(-total // world)  # of the ranks' slices: an empty or shorter one runs an image more, for the shape
+    for first in range(start, start + max(1, longest), batch_size):
+        between()
+        first = min(first, total - 1)
         images_BCHW = normalise(images_NCHW[first : max(min(first + batch_size, stop), first + 1)])
         with autocast():
             logits_VBK = [bare(view(images_BCHW)).float() for view in VIEWS[: max(map(len, sums.values()))]]

@@ -44,10 +44,13 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
         OSError: the disk is full, gone, or broken.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        rest = memoryview(data)
+        while rest:  # one call for all of it, where the disk takes it: the GIL is released meanwhile
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
@@ -194,11 +197,16 @@ class AppendOnly:
         self.write(json.dumps(written, ensure_ascii=False) + "\n")
         return written
 
-    def sync(self) -> None:
-        """Raises OSError if the disk does not take, or does not keep, what was written."""
+    def flush(self) -> int:
+        """Returns the length of the file in bytes. Raises OSError if the disk does not take what was written."""
         with self._lock:
             self._pay()
-            os.fsync(self._descriptor)
+            return os.fstat(self._descriptor).st_size
+
+    def sync(self) -> None:
+        """Raises OSError if the disk does not take, or does not keep, what was written."""
+        self.flush()
+        os.fsync(self._descriptor)  # without the lock: who writes a row must not wait for the disk
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

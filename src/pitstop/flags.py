@@ -60,9 +60,7 @@ ADVICE = {
         ("gpus", "num_processes", "nproc_per_node", "num_gpus"),
         "a flag of accelerate launch: accelerate launch --num_processes 2 <recipe>",
     ),
-    **dict.fromkeys(
-        ("store", "budget", "price", "max_hours", "estimate", "cloud", "mtbf", "currency"), "not there yet"
-    ),
+    "estimate": "not there yet",
 }
 
 

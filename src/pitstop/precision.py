@@ -1,4 +1,4 @@
-"""fp16, bf16 or fp32: what is in force, and the loss scale that fp16 needs.
+"""fp16, bf16 or fp32: what is in force, the loss scale that fp16 needs, and updates that are not applied.
 
 Ours and not accelerate's, which runs fp32 in silence when asked for fp16 on a CPU; and so that one code path serves
 CUDA and the tests of the scaler on a CPU.
@@ -54,11 +54,17 @@ def resolve(wanted: str, device: torch.device) -> str:
 
 
 class Precision:
-    """Autocast for the forward pass, the scaled backward pass and the update, in the precision `name`."""
+    """Autocast for the forward pass, the scaled backward pass and the update, in the precision `name`.
+
+    The scaler is there in bf16 and fp32 too, with a scale of 1 that stays (times 1 changes no bit): an update whose
+    gradient is not finite is then skipped on the device, in every precision.
+    """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self._fixed_scale = None if name == "fp16" else 1.0
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=self._fixed_scale or 2.0**16)
+        self.overflow = torch.zeros((), device=device)  # not 0: the gradient of the last update was not finite
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
@@ -67,7 +73,8 @@ class Precision:
         torch.autograd.backward(self.scaler.scale(loss))
 
     def update(self, model: nn.Module, optimizer: Optimizer, *, clip_grad_norm: float = 0.0) -> None:
-        """One update of the weights, and no gradients after it. fp16 skips it, on the device, if a gradient overflowed.
+        """One update of the weights, and no gradients after it. It is skipped, on the device, if a gradient is not
+        finite: in fp16 that is an overflow, and the scale falls.
 
         Clipping comes after unscaling: the norm is that of the true gradient.
         """
@@ -75,13 +82,15 @@ class Precision:
             self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
         self.scaler.step(optimizer)
-        self.scaler.update()
+        # What `step` has found, before `update` forgets it; the scaler has no public name for it.
+        self.overflow = next(iter(self.scaler._found_inf_per_device(optimizer).values()))
+        self.scaler.update(self._fixed_scale)
         optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scaler.state_dict()
+        return self.scaler.state_dict() if self.name == "fp16" else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Scale and growth tracker; another precision than before begins with a fresh scale."""
-        if state and self.scaler.is_enabled():
+        if state and self.name == "fp16":
             self.scaler.load_state_dict(state)

@@ -1,53 +1,163 @@
-"""Reasons to stop before the end. A signal sets a flag; the training loop looks at it between two steps.
+"""Reasons to stop before the end: each sets a flag, and the training loop looks at it between two steps.
 
 Handlers never save and never communicate: they may run in the middle of either.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from pitstop.errors import PERSON_DECIDES, START_AGAIN
+from pitstop.notice import Notice
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Not SIGTERM: a terminal that closes takes the launcher with it, and that is no wish to stop.
+PARENT_DIED = signal.SIGUSR2
+PR_SET_PDEATHSIG = 1
+LAUNCHERS = {"accelerate", "torchrun", "pitstop", "accelerate.commands.launch", "torch.distributed.run", "pitstop.cli"}
+SIGNAL_SECONDS = 25.0  # what is taken to be left after a signal: Kubernetes, Slurm and GCP give 30 s
+LOOK_SECONDS = 1.0  # between two looks at clocks and files
+TOGETHER_SECONDS = 0.3  # within which a hangup and the death of the launcher that it causes arrive
+HANGUP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something to look at from time to time: `check` gives a reason to stop, or nothing."""
+
+    check: Callable[[], str]
+    exit_code: int
+
+
+def time_limit(hours: float, age_seconds: Callable[[], float]) -> Limit:
+    """--max_hours of this attempt."""
+    return Limit(
+        lambda: f"--max_hours {hours:g} are over" if hours and age_seconds() >= hours * 3600 else "", START_AGAIN
+    )
+
+
+def stop_file(run: Path) -> Limit:
+    """A file STOP in the run directory."""
+    return Limit(lambda: f"{run / 'STOP'} is there" if os.path.exists(run / "STOP") else "", PERSON_DECIDES)
 
 
 class Stopper:
     """Until `arm` a signal ends the process at once, for there is nothing to lose; after it, at the next step.
 
-    A second Ctrl-C always means: at once.
+    A second Ctrl-C always means: at once. A closed terminal (SIGHUP) means nothing; a launcher that died means stop,
+    unless the terminal was closed with it.
+
+    Attributes:
+        exit_code: of the wish to stop; 0: go on.
+        deadline: on the monotonic clock, seconds: until when the process may live.
+        save_soon: someone warns that the machine may be taken; reset by who has saved.
     """
 
     def __init__(self) -> None:
-        self.exit_code = 0  # 0: go on
-        self.reason = ""
+        self.exit_code, self.reason = 0, ""
+        self.deadline: float | None = None
+        self.save_soon = False
+        self._limits: list[Limit] = []
+        self._looked = time.monotonic()
         self._armed = False
+        self._hangup: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._handle)
+        """Handles signals, and asks for one at the death of the launcher, if one has started this process."""
+        handlers = dict.fromkeys(SIGNALS, self._handle) | {PARENT_DIED: self._orphaned}
+        handlers |= {signal.SIGHUP: self._handle if _agent() else self._hung_up}
+        for number, handler in handlers.items():
+            self._before[number] = signal.signal(number, handler)
+        if _launched(parent := os.getppid()):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, PARENT_DIED)
+            if os.getppid() != parent:  # it died just before
+                self.request("the launcher has died", START_AGAIN)
 
     def arm(self) -> None:
         self._armed = True
+
+    def watch(self, *limits: Limit) -> None:
+        self._limits += limits
 
     def uninstall(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
 
+    def look(self) -> int:
+        """The exit code of the wish to stop, after a look at clocks and files about once a second; 0: go on."""
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self.look_now()
+        return self.exit_code
+
+    def look_now(self) -> int:
+        self._looked = time.monotonic()
+        for limit in self._limits:
+            if reason := limit.check():
+                self.request(reason, limit.exit_code)
+        return self.exit_code
+
+    def notice(self, notice: Notice) -> None:
+        """From the thread that watches the cloud. Before `arm` it ends the process, as a signal would."""
+        if not notice.stops:
+            self.save_soon = True
+            return
+        self.request(notice.reason, START_AGAIN, notice.deadline)
+        if not self._armed:
+            os.kill(os.getpid(), signal.SIGTERM)  # only the main thread can leave
+
+    def request(self, reason: str, exit_code: int, deadline: float | None = None) -> None:
+        """Asks for a stop after this step; a person's wish (76) outweighs a machine's (75)."""
+        if deadline is not None:
+            self.deadline = min(deadline, self.deadline or deadline)
+        if exit_code > self.exit_code or not self.exit_code:
+            self.exit_code, self.reason = exit_code, reason
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the process may be killed."""
+        return SIGNAL_SECONDS if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         again = self.exit_code == PERSON_DECIDES and number == signal.SIGINT
-        self.request(name, PERSON_DECIDES if number == signal.SIGINT else START_AGAIN)
-        if again or not self._armed:
+        code = PERSON_DECIDES if number == signal.SIGINT else START_AGAIN
+        self.request(name, code, time.monotonic() + SIGNAL_SECONDS)
+        self._leave_or_say(name, at_once=again)
+
+    def _hung_up(self, number: int, frame: FrameType | None) -> None:
+        self._hangup = time.monotonic()
+
+    def _orphaned(self, number: int, frame: FrameType | None) -> None:
+        time.sleep(TOGETHER_SECONDS)  # a SIGHUP that came with it is handled in here
+        if self._hangup is not None and time.monotonic() - self._hangup < HANGUP_SECONDS:
+            return
+        self.request("the launcher has died", START_AGAIN)
+        self._leave_or_say("the launcher has died", at_once=False)
+
+    def _leave_or_say(self, why: str, *, at_once: bool) -> None:
+        if at_once or not self._armed:
             raise SystemExit(self.exit_code)
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, f"\n{name}: saving after this step, then leaving\n".encode())
+            os.write(2, f"\n{why}: saving after this step, then leaving\n".encode())
 
-    def request(self, reason: str, exit_code: int) -> None:
-        """Asks for a stop after this step; a person's wish (76) outweighs a machine's (75)."""
-        if exit_code >= self.exit_code:
-            self.exit_code, self.reason = exit_code, reason
+
+def _agent() -> bool:
+    """Is the parent torchrun's agent, which passes SIGHUP on and kills 30 s later? Not that of `pitstop launch`."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "PITSTOP_OUTCOME" not in os.environ
+
+
+def _launched(parent: int) -> bool:
+    """Is the parent a launcher? A shell is not: `nohup recipe &` must outlive it."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return bool(LAUNCHERS & {os.path.basename(word) for word in words[:3]})  # python -m MODULE, python FILE, FILE
+    return False

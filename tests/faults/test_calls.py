@@ -97,10 +97,10 @@ def test_the_order_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         calls.append(f"rename {Path(old).name} {Path(new).name}".replace(f"-{os.getpid()}", ""))
         rename(old, new)
 
-    checkpoint.write(tmp_path, 1, {}, {}, keep=1)
+    checkpoint.write(tmp_path, 1, checkpoint.to_bytes({}, {}), {}, keep=1)
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "rename", note_rename)
-    checkpoint.write(tmp_path, 2, {}, {}, keep=1)
+    checkpoint.write(tmp_path, 2, checkpoint.to_bytes({}, {}), {}, keep=1)
     assert calls == [
         "fsync state.safetensors",
         "fsync manifest.json",

@@ -48,12 +48,14 @@ class Metrics:
         self._file = AppendOnly(self._path)
         return missing
 
-    def sync(self) -> int:
-        """Makes the rows durable. Returns the length of the file in bytes."""
-        if self._file is None or self._path is None:
-            return 0
-        self._file.sync()
-        return self._path.stat().st_size
+    def flush(self) -> int:
+        """Gives the rows to the system. Returns the length of the file in bytes; OSError if the disk is full."""
+        return 0 if self._file is None else self._file.flush()
+
+    def sync(self) -> None:
+        """Makes the rows durable: may wait for the disk, and may be called beside the training."""
+        if self._file is not None:
+            self._file.sync()
 
     def add(self, shares: dict[str, Tensor]) -> None:
         for name, share in shares.items():

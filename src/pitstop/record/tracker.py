@@ -53,11 +53,12 @@ class Tracker(threading.Thread):
         for row in rows:
             self._rows.put(row)
 
-    def finish(self, exit_code: int) -> None:
-        """Waits, bounded, until W&B has what it was given."""
+    def finish(self, exit_code: int, seconds_left: float | None = None) -> None:
+        """Waits, bounded, until W&B has what it was given; no longer than the time that is left, if it is short."""
         if self.is_alive():
             self._rows.put(exit_code)
-            self.join(timeout=FINISH_SECONDS + INIT_SECONDS)
+            most = FINISH_SECONDS + INIT_SECONDS
+            self.join(timeout=most if seconds_left is None else min(most, seconds_left))
 
     def run(self) -> None:
         """The thread: the client is started, then fed until an exit code comes."""

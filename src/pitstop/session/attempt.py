@@ -1,5 +1,7 @@
 """What one attempt says and writes down: the side of a session that only rank 0 has."""
 
+import contextlib
+import os
 import secrets
 import sys
 import time
@@ -8,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.config import RecipeConfig
-from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, UserError
+from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, StoppedError, UserError
 from pitstop.files import write_json
+from pitstop.meter import Meter
 from pitstop.record import Progress, Tracker
 from pitstop.rundir import Heartbeat, RunDirectory, now
 from pitstop.session import messages
 from pitstop.session.identity import definition, differences, refusal, run_path
+from pitstop.stopper import stop_file
 
 LOCK_WAIT_SECONDS = 10.0
+OUTCOME = "PITSTOP_OUTCOME"  # set by `pitstop launch`: a file
 OTHER_RANK_WAITS_SECONDS = 3.0
 RESTART = {
     FINISHED: "never",
@@ -37,22 +42,30 @@ class Attempt:
         self._progress: Progress | None = None
         self._tracker: Tracker | None = None
         self._heartbeat: Heartbeat | None = None
+        self._reached: Callable[[], dict[str, Any]] = dict
         self._accepted: list[str] = []
         self._ended = False
 
     def look(self) -> bool:
         """Is the run finished? Then its result is printed. Known before anything is loaded, to rank 0 alone: the others
-        need not see the disk, and must not judge by a file that rank 0 may see a moment later.
+        need not see the disk, and must not judge by a file that rank 0 may see a moment later. One that goes on is open
+        from here on: what it costs is paid.
 
         Raises:
-            UserError: it was begun with something else, or another process is at it.
+            UserError: it was begun with something else, another process is at it, or its budget is spent.
         """
-        if not self.leads or self.config.dry_run or not self.run.exists():
+        if not self.leads or self.config.dry_run:
+            return False
+        if not self.run.exists():
             return False
         self.run.lock.acquire(LOCK_WAIT_SECONDS)
-        finished = not self._changes() and self.run.status().get("state") == "finished"
+        self._accepted = self._changes()
+        finished = not self._accepted and self.run.status().get("state") == "finished"
         if finished:
+            self._tell_launcher(state="finished", restart="never", exit_code=FINISHED)
             print(messages.finished(self.run.path, self.run.status()))
+        else:
+            self._begin()
         return finished
 
     def _changes(self) -> list[str]:
@@ -74,11 +87,32 @@ class Attempt:
         Raises:
             UserError: it was begun with something else, cannot be written to, or another process is at it.
         """
-        self.run.open(LOCK_WAIT_SECONDS)
-        if self.run.exists():
+        if self.run.is_open:
+            self._accepted = self._changes()  # by now the data are known
+            return
+        self._begin()
+        if self.run.exists():  # another process was faster
             self._accepted = self._changes()
         else:
             self._write_config({"wandb_id": secrets.token_hex(4), "begun": now()})
+
+    def _begin(self) -> None:
+        self.run.meter = Meter(price=self.config.price, currency=self.config.currency)
+        self.run.open(LOCK_WAIT_SECONDS)
+        self._tell_launcher()
+        if reason := self.run.meter.spent(self.config.budget):
+            raise StoppedError(f"{self.run.path}: {reason}. To go on: a larger --budget.")
+        if stop_file(self.run.path).check():
+            (self.run.path / "STOP").unlink(missing_ok=True)
+            raise StoppedError(f"{self.run.path}: a file STOP was there, and is removed now: start again to go on.")
+        self._heartbeat = Heartbeat(self.run, lambda: self._reached())
+        self._heartbeat.start()
+
+    def _tell_launcher(self, **how_it_ended: Any) -> None:
+        """`pitstop launch` reads there where the run is, and how the attempt ended: exit codes do not come through."""
+        if self.leads and (file := os.environ.get(OUTCOME)):
+            with contextlib.suppress(OSError):  # it then takes the process for one that died without a word
+                write_json(Path(file), {"run": str(self.run.path.resolve()), "pid": os.getpid(), **how_it_ended})
 
     def _write_config(self, kept: dict[str, Any]) -> None:
         config = {"format": 1, "definition": self.definition, "config": self.config.model_dump(mode="json")}
@@ -87,6 +121,7 @@ class Attempt:
     def start(self, progress: Callable[[], dict[str, Any]], batch_size: int, shape: dict[str, Any]) -> None:
         """Begins to train: status, heartbeat, bar, tracker. `progress` gives step and total_steps."""
         reached = progress()
+        self._reached = progress
         self._progress = Progress(reached["step"], reached["total_steps"], shown=self.leads)
         if not self.leads:
             return
@@ -96,8 +131,6 @@ class Attempt:
         self.run.event("start", **reached, shape=shape)
         self.run.write_status(state="running", reason="", restart="now", result=None, **reached)
         self.say(messages.header(self.run.path, reached, batch_size, shape, self.run.attempt))
-        self._heartbeat = Heartbeat(self.run, progress)
-        self._heartbeat.start()
         if self.config.tracker == "wandb":
             self._tracker = Tracker(
                 project=self.config.wandb_project,
@@ -129,26 +162,29 @@ class Attempt:
         if self.leads:
             self.run.log(f"step {step}  {text}")
 
-    def sent(self, rows: list[dict[str, Any]]) -> None:
-        """Gives the tracker rows that a checkpoint covers."""
+    def saved(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """A checkpoint is on the disk: what it covers goes out."""
         if self._tracker:
             self._tracker.send(rows)
 
-    def ended(self, state: str, reason: str, code: int, **fields: Any) -> None:
+    def ended(self, state: str, reason: str, code: int, *, seconds_left: float | None = None, **fields: Any) -> None:
         """The attempt is over: status first, the tracker with the time that is left."""
         self._ended = True
         if self._heartbeat:
             self._heartbeat.stop()
+        until = None if seconds_left is None else time.monotonic() + seconds_left
         if self.leads and self.run.is_open:
-            self.run.event(state, reason=reason, exit_code=code, **fields)
+            self.run.event(state, reason=reason, exit_code=code, **self._reached(), **fields)
             try:
-                self.run.write_status(state=state, reason=reason, restart=RESTART[code], **fields)
+                self.run.write_status(state=state, reason=reason, restart=RESTART[code], **self._reached(), **fields)
             except OSError as error:  # a full disk: the reason why it ends is what the exit code must say
                 if state == "finished":
                     raise
                 self.say(f"status.json was not written: {error.strerror}")
+        step = self._reached().get("step", 0)
+        self._tell_launcher(state=state, restart=RESTART[code], reason=reason, exit_code=code, step=step)
         if self._tracker:
-            self._tracker.finish(code)
+            self._tracker.finish(code, None if until is None else max(0.0, until - time.monotonic()))
 
     def refused(self, error: UserError) -> None:
         """Says what a person can put right: rank 0 for all; another rank if rank 0 did not fail as well."""
@@ -158,12 +194,16 @@ class Attempt:
         if self.run.is_open:
             self.run.log(f"error: {error}")
         print(f"error: {who}{error}", file=sys.stderr, flush=True)
-        self.ended("failed", str(error), error.exit_code)
+        self.ended("stopped" if isinstance(error, StoppedError) else "failed", str(error), error.exit_code)
 
-    def close(self, code: int) -> None:
+    def no_notices(self, why: str) -> None:
+        """The cloud does not say when it takes the machine: said once, with what that means."""
+        self.say(f"{why}: no notice will come; a stop costs at most what was done since the last checkpoint")
+
+    def close(self, code: int, reason: str) -> None:
         """Lets go of the run; called however the attempt went."""
         if not self._ended:
-            self.ended("stopped", "left before the end", code)
+            self.ended("stopped", reason or "left before the end", code)
         if self._progress:
             self._progress.close()
         self.run.close()

@@ -1,5 +1,6 @@
 """All ranks do the same thing at the same step: one small collective about once a second."""
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -18,9 +19,25 @@ class Pace:
     def __init__(self, world: int, device: torch.device) -> None:
         self._world, self._device = world, device
         self._interval = self._next = 1
+        self._read = time.monotonic()
 
     def due(self, step: int) -> bool:
         return self._world == 1 or step >= self._next
+
+    def may_read(self) -> bool:
+        """May the device be read, which waits for it? On a CPU always, else about once a second."""
+        if self._device.type != "cpu" and time.monotonic() - self._read < LOOK_EVERY_SECONDS:
+            return False
+        self._read = time.monotonic()
+        return True
+
+    def most(self, wish: float) -> float:
+        """The largest of the ranks' wishes. Called by all ranks, at the same place."""
+        if self._world == 1:
+            return wish
+        value = torch.tensor(wish, dtype=torch.float64).to(self._device)
+        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+        return value.item()
 
     def agree(self, step: int, wishes: Sequence[float], step_seconds: float) -> Sequence[float]:
         """The largest of the ranks' wishes, one by one. Called by all ranks, at the same step."""

@@ -1,12 +1,19 @@
 """Rows of metrics.jsonl, and how fast the training goes between them."""
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from pitstop.record import Metrics
 from pitstop.rundir import now
 from pitstop.session import messages
 from pitstop.session.attempt import Attempt
+
+
+class Clock(NamedTuple):
+    """Training alone: without evaluations, saves and start-up."""
+
+    steps: int
+    seconds: float
 
 
 class Rows:
@@ -19,14 +26,16 @@ class Rows:
         self._batch_size, self._epoch_length, self._total_steps = batch_size, epoch_length, total_steps
         self._steps, self._seconds = 0, 0.0  # since the last row
         self._step_seconds = 0.0  # up to the last row
+        self._done = Clock(0, 0.0)  # up to the last row
         self._tick = time.monotonic()
 
     def stepped(self) -> None:
         self._steps += 1
+        self.pause()
         self._attempt.stepped()
 
     def pause(self) -> None:
-        """What comes now is not training."""
+        """Up to now it was training; if something else comes, `resume` ends it."""
         self._seconds += time.monotonic() - self._tick
         self._tick = time.monotonic()
 
@@ -34,11 +43,19 @@ class Rows:
         self._tick = time.monotonic()
 
     @property
+    def clock(self) -> Clock:
+        """Steps of this attempt, and the time that they took."""
+        return Clock(self._done.steps + self._steps, self._done.seconds + self._running())
+
+    def _running(self) -> float:
+        return self._seconds + time.monotonic() - self._tick
+
+    @property
     def step_seconds(self) -> float:
         """Of a step, as far as the host knows."""
         if not self._steps:  # a row was written just now
             return self._step_seconds
-        return (self._seconds + time.monotonic() - self._tick) / self._steps
+        return self._running() / self._steps
 
     def train(self, step: int, lr: float) -> None:
         """A row of means since the last one. Reads the device, so that what was asked of it is done."""
@@ -46,6 +63,7 @@ class Rows:
         self.pause()
         self._step_seconds = self._seconds / self._steps
         speed = self._batch_size / self._step_seconds
+        self._done = Clock(self._done.steps + self._steps, self._done.seconds + self._seconds)
         self._steps, self._seconds = 0, 0.0
         self._write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1)})
         left = messages.duration((self._total_steps - step) * self._batch_size / speed)

@@ -8,35 +8,47 @@ from typing import Any
 from torch import Tensor
 
 from pitstop import checkpoint
-from pitstop.config import seconds
+from pitstop.checkpoint import Poisoned, Saved
+from pitstop.config import RecipeConfig, seconds
 from pitstop.errors import PERSON_DECIDES
 from pitstop.files import clear_leftovers, require_space
+from pitstop.record import Metrics
 from pitstop.rundir import RunDirectory, now
+from pitstop.session.cost import SaveCost
+from pitstop.session.rows import Clock
 from pitstop.stopper import Stopper
 
 FAILURES = 3  # in a row, before the run stops
 
 
 class Saver:
-    """Saves every so many steps or seconds, and at the last step; only rank 0 writes.
+    """Saves every so many steps or seconds, and at the last step, behind the training; only rank 0 writes.
 
     A save that fails (a full disk) costs a line: training goes on, and the next interval tries again. After three in
-    a row the run stops, with the last good checkpoint intact.
+    a row the run stops, with the last good checkpoint intact. A state with NaN in it is never saved, and stops the run.
     """
 
     def __init__(
-        self, run: RunDirectory, *, every: str, keep: int, stopper: Stopper, say: Callable[[str], None]
+        self,
+        run: RunDirectory,
+        config: RecipeConfig,
+        metrics: Metrics,
+        stopper: Stopper,
+        *,
+        say: Callable[[str], None],
+        saved: Callable[[int, list[dict[str, Any]]], None],
     ) -> None:
-        self._run, self._keep, self._stopper, self._say = run, keep, stopper, say
+        self._run, self._keep, self._metrics, self._stopper = run, config.keep, metrics, stopper
+        self._say, self._saved = say, saved
         self._folder = run.path / "checkpoints"
+        self._writer = checkpoint.Writer(self._folder, keep=config.keep)
+        self._cost = SaveCost(seconds(config.mtbf))
+        every = config.save_every
         self._every_steps = int(every.removesuffix("s").removesuffix("step")) if "step" in every else 0
-        self._every_seconds = 0.0 if self._every_steps else seconds(every)
-        self._failures = 0
+        self._every_seconds = 0.0 if self._every_steps or every == "auto" else seconds(every)
+        self._failures, self._poisoned = 0, False
+        self._rows: list[dict[str, Any]] = []  # of metrics.jsonl, which no durable checkpoint covers yet
         self.step = -1  # of the newest checkpoint
-        self.passed()
-
-    def passed(self) -> None:
-        """The interval begins anew, on every rank."""
         self._since = time.monotonic()
 
     def due_at(self, step: int) -> bool:
@@ -44,8 +56,21 @@ class Saver:
         return bool(self._every_steps) and step % self._every_steps == 0
 
     def due_now(self) -> bool:
-        """By the clock, on which the ranks must agree."""
-        return not self._every_steps and time.monotonic() - self._since >= self._every_seconds
+        """By the clock, on rank 0, which asks the others."""
+        if self._writer.busy:
+            return False
+        if self._stopper.save_soon:
+            return True
+        return not self._every_steps and time.monotonic() - self._since >= self.interval
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two saves by the clock: what a stop without notice costs at most, a write apart."""
+        return self._every_seconds or self._cost.interval
+
+    @property
+    def last_good(self) -> str:
+        return f"the last good one is that of step {self.step}" if self.step >= 0 else "there is none yet"
 
     def find(self) -> checkpoint.Checkpoint | None:
         """The newest checkpoint that is whole; see `checkpoint.newest`."""
@@ -60,33 +85,65 @@ class Saver:
         """Raises UserError if the disk cannot hold what the run is going to write: before the first paid step."""
         require_space(self._run.path, state_bytes * (self._keep + 2), f"{self._keep} checkpoints and the result")
 
-    def in_use(self, step: int) -> None:
-        """What `find` gave is in use."""
+    def ready(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Training begins with these tensors; `step` is that of the checkpoint which they are from, or -1."""
+        self._writer.prepare(tensors)
         self.step = step
-        self.passed()
+        self._since = time.monotonic()
 
-    def save(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any], sync: Callable[[], int]) -> bool:
-        """Commits a checkpoint, after `sync` has made the metrics durable and told their length. False if one of them
-        could not be written."""
-        begun = time.monotonic()
+    def begin(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any], clock: Clock) -> None:
+        """Saves this step behind the next ones, unless it is saved already. Waits for the save before, if need be."""
+        self.poll(clock, wait=True)
+        if self._poisoned or self.step == step:
+            return
+        self._stopper.save_soon = False
+        self._since = time.monotonic()
+        self._rows += self._metrics.take_unsent()
         try:
-            about = {"time": now(), "metrics_bytes": sync(), **about}
-            size = checkpoint.write(self._folder, step, tensors, about, keep=self._keep)
+            about = {"time": now(), "metrics_bytes": self._metrics.flush(), **about}
         except OSError as error:
-            self._failed(step, error, sum(tensor.nbytes for tensor in tensors.values()))
-            return False
-        self._failures = 0
-        self.step = step
-        self._run.event("save", step=step, seconds=round(time.monotonic() - begun, 4), bytes=size)
-        return True
+            self._failed(Saved(step, 0.0, 0.0, 0, error), sum(tensor.nbytes for tensor in tensors.values()))
+            return
+        self._cost.began(clock)
+        self._writer.begin(step, tensors, about, self._metrics.sync)
 
-    def _failed(self, step: int, error: OSError, needed_bytes: int) -> None:
+    def poll(self, clock: Clock, *, wait: bool = False) -> None:
+        """What became of the save in flight, if it is over; called after every step."""
+        self._cost.stepped(clock)
+        saved = self._writer.take(wait=wait)
+        if saved is None:
+            return
+        slowdown = self._cost.ended(clock, saved)
+        if saved.error is not None:
+            self._failed(saved, self._writer.bytes)
+            return
+        self._failures, self.step = 0, saved.step
+        self._run.event(
+            "save",
+            step=saved.step,
+            stall_seconds=round(saved.stall_seconds, 5),
+            write_seconds=round(saved.write_seconds, 4),
+            slowdown_seconds=round(slowdown, 4),
+            interval_seconds=None if self._every_steps else round(self.interval, 1),
+            bytes=saved.bytes,
+        )
+        rows, self._rows = self._rows, []
+        self._saved(saved.step, rows)
+
+    def _failed(self, saved: Saved, needed_bytes: int) -> None:
+        last = self.last_good
+        if isinstance(saved.error, Poisoned):
+            self._poisoned = True
+            self._say(f"CHECKPOINT OF STEP {saved.step} IS NOT SAVED: {saved.error}; {last}.")
+            self._stopper.request(f"{saved.error} after step {saved.step}; {last}", PERSON_DECIDES)
+            return
+        assert isinstance(saved.error, OSError)
         self._failures += 1
-        last = f"the last good one is that of step {self.step}" if self.step >= 0 else "there is none yet"
         free_bytes = shutil.disk_usage(self._folder).free
         self._say(
-            f"CHECKPOINT OF STEP {step} WAS NOT SAVED to {self._folder}: {error.strerror} "
+            f"CHECKPOINT OF STEP {saved.step} WAS NOT SAVED to {self._folder}: {saved.error.strerror} "
             f"({needed_bytes / 1e6:,.1f} MB needed, {free_bytes / 1e6:,.1f} MB free); {last}. Training goes on."
         )
+        self._run.event("save_failed", step=saved.step, error=saved.error.strerror)
         if self._failures >= FAILURES:
-            self._stopper.request(f"{FAILURES} saves in a row failed: {error.strerror}", PERSON_DECIDES)
+            self._stopper.request(f"{FAILURES} saves in a row failed: {saved.error.strerror}", PERSON_DECIDES)

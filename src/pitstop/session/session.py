@@ -1,7 +1,7 @@
 """One object that carries a run through one attempt."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,19 +9,20 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pitstop import plan, state
+from pitstop import health, plan, state
 from pitstop.checkpoint import write_final
 from pitstop.config import RecipeConfig, crossings
 from pitstop.data import ImageSet
-from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, UserError
+from pitstop.errors import FINISHED, PERSON_DECIDES, UserError
 from pitstop.optim import zero_momentum
 from pitstop.plan import Stream
 from pitstop.record import Metrics
 from pitstop.session import messages
 from pitstop.session.attempt import Attempt
 from pitstop.session.identity import differences
+from pitstop.session.life import life
 from pitstop.session.pace import Pace
-from pitstop.session.place import Place, find, launched_rank, launched_world
+from pitstop.session.place import Place
 from pitstop.session.rows import Rows
 from pitstop.session.saver import Saver
 from pitstop.stopper import Stopper
@@ -46,9 +47,9 @@ class Session:
         self.precision = place.precision
         self._attempt, self._stopper, self._place = attempt, stopper, place
         self._pace = Pace(self.world, self.device)
-        run = attempt.run
-        self._metrics = Metrics(run.path / "metrics.jsonl" if attempt.leads else None, self.world)
-        self._saver = Saver(run, every=config.save_every, keep=config.keep, stopper=stopper, say=attempt.say)
+        self._health = health.Health()
+        self._metrics = Metrics(attempt.run.path / "metrics.jsonl" if attempt.leads else None, self.world)
+        self._saver = Saver(attempt.run, config, self._metrics, stopper, say=attempt.say, saved=attempt.saved)
         self._owners: dict[str, state.Stateful] = {"scaler": self.precision, "metrics": self._metrics}
 
     @classmethod
@@ -60,27 +61,8 @@ class Session:
             SystemExit: 0 the run was finished before; 2 a person must put something right; 75 stopped, start again;
                 76 stopped, a person decides.
         """
-        stopper = Stopper()
-        stopper.install()
-        attempt = Attempt(config, Path(recipe), launched_rank())
-        try:
-            finished = attempt.look()
-            if finished and launched_world() == 1:
-                raise SystemExit(FINISHED)
-            place = find(config)
-            if place.of_rank_0(finished):
-                place.part()
-                raise SystemExit(FINISHED)
-            yield cls(config, attempt, place, stopper)
-        except UserError as error:
-            attempt.refused(error)
-            raise SystemExit(error.exit_code) from None
-        except Exception as error:
-            attempt.ended("failed", f"{type(error).__name__}: {error}", FAILED)
-            raise
-        finally:
-            attempt.close(stopper.exit_code or PERSON_DECIDES)
-            stopper.uninstall()
+        with life(config, Path(recipe)) as parts:
+            yield cls(config, *parts)
 
     @property
     def slice(self) -> dict[str, int]:
@@ -90,7 +72,8 @@ class Session:
     @property
     def evaluation(self) -> dict[str, Any]:
         """How to evaluate in this attempt: arguments of `pitstop.evaluate.evaluate`."""
-        return {"autocast": self.precision.autocast, "batch_size": self.config.micro_batch or 1000}
+        batch_size = self.config.micro_batch or 1000
+        return {"autocast": self.precision.autocast, "batch_size": batch_size, "between": self._look}
 
     def say(self, text: str) -> None:
         """Prints a line, once for all ranks, and keeps it in train.log."""
@@ -141,9 +124,6 @@ class Session:
                 raise UserError(
                     f"{self.step} steps are done; --epochs {self.config.epochs:g} asks for {self.total_steps}."
                 )
-        self._attempt.start(self._reached, stream.batch_size, self._shape)
-        if self._attempt.leads:
-            self._restored(about, time.monotonic() - begun)
         self._rows = Rows(
             self._metrics,
             self._attempt,
@@ -151,7 +131,10 @@ class Session:
             epoch_length=stream.epoch_length,
             total_steps=self.total_steps,
         )
-        self._stopper.arm()
+        self._attempt.start(self._reached, stream.batch_size, self._shape)
+        if self._attempt.leads:
+            self._restored(about, time.monotonic() - begun)
+        self._rows.resume()
 
     def _read(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         """Opens the run directory; tensors and manifest of the newest good checkpoint, if there is one."""
@@ -166,16 +149,17 @@ class Session:
         missing = self._metrics.open_at(about["metrics_bytes"] if about else 0)
         if missing:
             self.say(f"metrics.jsonl lacks {missing} bytes that the checkpoint knows: rows before it are lost")
+        tensors, _ = state.split(self._owners)
+        self._saver.ready(self.step if about else -1, tensors | state.collect(self._model, self._optimizer))
         if about is None:
             return
-        self._saver.in_use(self.step)
         self._attempt.run.event("restore", step=self.step, seconds=round(took_seconds, 3))
         if changes := differences(about["shape"], self._shape):
             self._attempt.run.event("shape_changed", step=self.step, changes=changes)
             self.say(messages.shape_changes(changes))
 
     def _reached(self) -> dict[str, Any]:
-        return {"step": self.step, "total_steps": self.total_steps}
+        return {"step": self.step, "total_steps": self.total_steps, "trained": round(self._rows.clock.seconds, 3)}
 
     def due(self, every_epochs: float) -> bool:
         """Is this the first step whose start reaches a border of `every_epochs`? Computed from the step alone."""
@@ -194,20 +178,35 @@ class Session:
         """
         self.step += 1
         self._metrics.add(metrics)
+        self._health.add(metrics.values(), self.precision.overflow)
         self._rows.stepped()
+        self._stopper.arm()  # before its first step an attempt has nothing to lose: a signal ended it at once
         last = self.step == self.total_steps
         if last or self.step % self.config.log_every == 0:
             self._rows.train(self.step, self._optimizer.param_groups[0]["lr"])
+        self._saver.poll(self._rows.clock)
         stop, save = 0.0, last or self._saver.due_at(self.step)
         if not last and self._pace.due(self.step):
-            wishes = [self._stopper.exit_code, self._saver.due_now()]
-            stop, by_clock = self._pace.agree(self.step, wishes, self._rows.step_seconds)
+            stop, by_clock = self._wishes()
             save = save or bool(by_clock)
-        if save or stop:
-            self._rows.pause()
+        if save and not stop:
             self._save()
             self._rows.resume()
         if stop:
+            self._stop(int(stop))
+
+    def _wishes(self) -> Sequence[float]:
+        """(exit code or 0, save now): of all ranks, who must do the same."""
+        if self._pace.may_read() and (bad := self._health.in_a_row()) >= health.LIMIT:
+            why = health.advice(bad, self.precision.name, bool(self.config.clip_grad_norm))
+            self._stopper.request(f"{why}. Of the checkpoints, {self._saver.last_good}", PERSON_DECIDES)
+        by_clock = self._attempt.leads and self._saver.due_now()
+        return self._pace.agree(self.step, [self._stopper.look(), by_clock], self._rows.step_seconds)
+
+    def _look(self) -> None:
+        """Between two batches of an evaluation, on all ranks: leaves if someone wants a stop. The evaluation is then
+        done anew by the next attempt, which continues at this very step."""
+        if stop := self._pace.most(self._stopper.look()):
             self._stop(int(stop))
 
     def evaluated(self, result: dict[str, float]) -> None:
@@ -215,20 +214,22 @@ class Session:
         self._rows.evaluation(self.step, result)
 
     def _save(self) -> None:
-        """Called by all ranks at the same step; rank 0 writes."""
+        """Called by all ranks at the same step; rank 0 writes, behind the next steps."""
         tensors, values = state.split(self._owners)
-        self._saver.passed()
-        if self._attempt.leads and self._saver.step != self.step:
+        if self._attempt.leads:
             tensors |= state.collect(self._model, self._optimizer)
             about = {"shape": self._shape, "state": values}
-            if self._saver.save(self.step, tensors, about, self._metrics.sync):
-                self._attempt.sent(self._metrics.take_unsent())
+            self._saver.begin(self.step, tensors, about, self._rows.clock)
 
     def _stop(self, code: int) -> None:
+        """Checkpoint, status, and then the tracker and the store with the time that is left."""
+        self._save()
+        if self._attempt.leads:
+            self._saver.poll(self._rows.clock, wait=True)
         reason = self._stopper.reason or "another rank was asked to"
         saved = f"continues at step {self._saver.step}" if self._saver.step >= 0 else "begins anew"
         self.say(f"stopped at step {self.step} of {self.total_steps} ({reason}); the same command {saved}")
-        self._attempt.ended("stopped", reason, code, **self._reached())
+        self._attempt.ended("stopped", reason, code, seconds_left=self._stopper.seconds_left)
         self._place.part()
         raise SystemExit(code)
 
@@ -241,10 +242,11 @@ class Session:
         """
         self.evaluated(result)
         if self._attempt.leads:
+            self._saver.poll(self._rows.clock, wait=True)
             run = self._attempt.run
             write_final(run.path / "final", self._model.state_dict(), card)
             self._metrics.sync()
-            self._attempt.sent(self._metrics.take_unsent())
-            self._attempt.ended("finished", "", FINISHED, **self._reached(), result=result)
+            self._attempt.saved(self.step, self._metrics.take_unsent())
+            self._attempt.ended("finished", "", FINISHED, result=result)
             self.say(messages.finished(run.path, run.status()))
         self._place.part()

@@ -60,13 +60,15 @@ def _steps(directory: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found), reverse=True)
 
 
-def write(directory: Path, step: int, tensors: dict[str, Tensor], about: dict[str, Any], *, keep: int) -> int:
+def write(directory: Path, step: int, data: bytes | memoryview, about: dict[str, Any], *, keep: int) -> int:
     """Commits one checkpoint and then prunes to the newest `keep`. Returns its size in bytes.
+
+    Args:
+        data: state.safetensors (`to_bytes`, or `Image.file`).
 
     Raises:
         OSError: it could not be written; what was there before is untouched.
     """
-    data = to_bytes(tensors, {"step": step})
     manifest = {"format": FORMAT, "step": step, **about, "files": {STATE: {"bytes": len(data), "sha256": sha256(data)}}}
     manifest["seal"] = seal(manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False).encode()

@@ -1,0 +1,20 @@
+"""Checkpoints: complete and verified, or not there; written behind the training."""
+
+from pitstop.checkpoint.disk import FORMAT, Checkpoint, newest, seal, to_bytes, verify, write, write_final
+from pitstop.checkpoint.image import Image, Poisoned
+from pitstop.checkpoint.writer import Saved, Writer
+
+__all__ = [
+    "FORMAT",
+    "Checkpoint",
+    "Image",
+    "Poisoned",
+    "Saved",
+    "Writer",
+    "newest",
+    "seal",
+    "to_bytes",
+    "verify",
+    "write",
+    "write_final",
+]

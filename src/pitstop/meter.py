@@ -1,0 +1,97 @@
+"""The bill: what a run has cost over all its attempts, from the lines of events.jsonl alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Event = dict[str, Any]
+
+
+@dataclass
+class _Attempt:
+    up_seconds: float = 0.0  # of the process, at its last sign of life
+    trained_seconds: float = 0.0  # in steps
+    first: int | None = None  # the step at which it began to train
+    last: int = 0
+
+
+class Meter:
+    """Adds up events, in the order in which they were written: those of earlier attempts, then this one's.
+
+    What is paid is the time from the start of each process to its last sign of life: on the monotonic clock (`up`), so
+    that no jump of the wall clock changes the bill. Between attempts nothing is paid. A step that was done again counts
+    once; the time of those that are lost is taken to be that of the attempt's other steps.
+    """
+
+    def __init__(self, events: Iterable[Event] = (), *, price: float = 0.0, currency: str = "") -> None:
+        self.price, self.currency = price, currency
+        self._attempts: dict[int, _Attempt] = {}
+        self._counts = {"saves": 0, "restores": 0}
+        self._stall_seconds = 0.0
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        """One line of events.jsonl; what another version wrote otherwise is passed over."""
+        number, kind = event.get("attempt"), event.get("event")
+        if not isinstance(number, int):
+            return
+        attempt = self._attempts.setdefault(number, _Attempt())
+        attempt.up_seconds = max(attempt.up_seconds, _number(event, "up"))
+        attempt.trained_seconds = max(attempt.trained_seconds, _number(event, "trained"))
+        step = int(_number(event, "step"))
+        if kind == "start":
+            attempt.first = step
+        attempt.last = max(attempt.last, step)
+        if kind in ("save", "restore"):
+            self._counts[f"{kind}s"] += 1
+            self._stall_seconds += _number(event, "stall_seconds")
+
+    def _kept(self) -> tuple[float, int]:
+        """(seconds in steps that counted, steps that were done again)."""
+        seconds, redone, later = 0.0, 0, None  # later: the earliest step at which an attempt after it began
+        for _, attempt in sorted(self._attempts.items(), reverse=True):
+            if attempt.first is None:  # it did not come to train
+                continue
+            done = attempt.last - attempt.first
+            kept = max(0, min(attempt.last, later if later is not None else attempt.last) - attempt.first)
+            seconds += attempt.trained_seconds * kept / done if done else 0.0
+            redone += done - kept
+            later = attempt.first if later is None else min(later, attempt.first)
+        return seconds, redone
+
+    @property
+    def paid_seconds(self) -> float:
+        return sum(attempt.up_seconds for attempt in self._attempts.values())
+
+    def cost(self) -> float:
+        """In units of the currency; the price is per hour of the whole machine."""
+        return self.price * self.paid_seconds / 3600
+
+    def spent(self, budget: float) -> str:
+        """Why --budget asks for a stop, or nothing."""
+        if not budget or self.cost() < budget:
+            return ""
+        return (
+            f"the budget of {budget:g} {self.currency} is spent: {self.cost():.2f} in {self.paid_seconds / 3600:.2f} h"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Fields of status.json. `goodput`: time in steps that counted over all paid time."""
+        useful, redone = self._kept()
+        paid = self.paid_seconds
+        return {
+            "paid_seconds": round(paid, 1),
+            "price": self.price,
+            "cost": round(self.cost(), 4),
+            "currency": self.currency,
+            "goodput": round(useful / paid, 4) if paid else 0.0,
+            "redone_steps": redone,
+            **self._counts,
+            "stall_seconds": round(self._stall_seconds, 3),
+        }
+
+
+def _number(event: Event, name: str) -> float:
+    value = event.get(name, 0)
+    return float(value) if isinstance(value, int | float) else 0.0

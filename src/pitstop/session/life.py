@@ -1,0 +1,69 @@
+"""An attempt from its first signal handler to its exit code, whatever happens in between."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pitstop import notice
+from pitstop.config import RecipeConfig
+from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, UserError
+from pitstop.output import sturdy
+from pitstop.rundir import process_age
+from pitstop.session.attempt import Attempt
+from pitstop.session.place import Place, find, launched_rank, launched_world
+from pitstop.stopper import Limit, Stopper, stop_file, time_limit
+
+
+@contextmanager
+def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, Stopper]]:
+    """What a session needs, and an end in order: status, lock and exit code are right however the attempt goes.
+
+    Raises:
+        SystemExit: 0 the run was finished before; 2 a person must put something right; 75 stopped, start again;
+            76 stopped, a person decides.
+    """
+    stopper = Stopper()
+    with sturdy():
+        stopper.install()
+        attempt = Attempt(config, recipe, launched_rank())
+        try:
+            with _watching(config, attempt, stopper):
+                finished = attempt.look()
+                if finished and launched_world() == 1:
+                    raise SystemExit(FINISHED)
+                place = find(config)
+                if place.of_rank_0(finished):
+                    place.part()
+                    raise SystemExit(FINISHED)
+                yield attempt, place, stopper
+        except UserError as error:
+            attempt.refused(error)
+            raise SystemExit(error.exit_code) from None
+        except Exception as error:
+            attempt.ended("failed", f"{type(error).__name__}: {error}", FAILED)
+            raise
+        finally:
+            attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
+            stopper.uninstall()
+
+
+@contextmanager
+def _watching(config: RecipeConfig, attempt: Attempt, stopper: Stopper) -> Iterator[None]:
+    """Looks out for everything that may ask for a stop: clocks, the budget, a file STOP, the cloud."""
+    if attempt.leads:
+        run = attempt.run
+        stopper.watch(stop_file(run.path), time_limit(config.max_hours, process_age))
+        stopper.watch(Limit(lambda: run.meter.spent(config.budget), PERSON_DECIDES))
+    provider = None
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not config.dry_run:  # each machine has its own cloud to ask
+        provider = notice.find(config.cloud)
+    if provider is None:
+        yield
+        return
+    watch = notice.Watch(provider, notify=stopper.notice, unreachable=attempt.no_notices)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.stop()
