@@ -222,7 +222,8 @@ def test_azure_s_temporary_disk_is_known_by_its_link(link: str, tmp_path: Path) 
     assert machine.ask("/mnt/runs") is None
     (machine.links / link).parent.mkdir()
     (machine.links / link).symlink_to("../../sdb")
-    warned(machine.ask("/mnt/runs"), "Azure's temporary disk", "--runs_dir /nohome/runs")
+    warned(machine.ask("/mnt/runs"), "Azure's temporary disk", "--runs_dir /mnt/d/runs")
+    assert machine.ask("/mnt/d/runs") is None
     assert machine.ask("/srv/runs") is None
 
 

@@ -99,7 +99,7 @@ def _plain(text: str) -> str:
 def _holding(path: Path, table: list[Mount]) -> Mount | None:
     """The mount that `path` is on, found as the kernel finds it: down the path, onto whatever is mounted on the place
     reached so far. The longest match alone would take a mount that a later one hides."""
-    here = next((mount for mount in table if mount.point == "/" and not _on_root(mount, table)), None)
+    here = next((mount for mount in table if mount.point == "/"), None)
     for place in [*map(str, reversed(path.parents)), str(path)]:
         while here and (above := _mounted_on(here, place, table)):
             here = above
@@ -109,10 +109,6 @@ def _holding(path: Path, table: list[Mount]) -> Mount | None:
 def _mounted_on(below: Mount, place: str, table: list[Mount]) -> Mount | None:
     on = (mount for mount in table if mount.parent == below.number and mount.point == place and mount != below)
     return next(on, None)
-
-
-def _on_root(mount: Mount, table: list[Mount]) -> bool:
-    return any(below.number == mount.parent and below.point == "/" and below != mount for below in table)
 
 
 class _Disks:
@@ -181,7 +177,7 @@ def _lasting(table: list[Mount], disks: _Disks) -> list[tuple[Path, str]]:
     for mount in table:
         kinds = [number for number, kind in enumerate((NETWORK, LOCAL, FUSE)) if kind.fullmatch(mount.kind)]
         place = home if mount.point == "/" else Path(mount.point)
-        if not kinds or not mount.writable or SYSTEM.fullmatch(mount.point) or mount.kind in LAYERS:
+        if not kinds or not mount.writable or SYSTEM.fullmatch(mount.point):
             continue
         if mount.point == "/" and not (LOCAL.fullmatch(mount.kind) and home.is_absolute()):
             continue

@@ -222,11 +222,11 @@ def test_nobody_listens() -> None:
 
 
 def test_stopping_does_not_wait_for_an_answer(start: Start) -> None:
-    """With the real time-out of 2 s."""
-    with MetadataServer("gcp") as server:
-        server.answers[ITEM["gcp"]] = hang(server)
+    """With the real time-out of 2 s, of which several would follow each other."""
+    with MetadataServer("aws") as server:
+        server.answers[TOKEN_PATH] = hang(server)
         seen = start(server, patience_seconds=0.0)
-        eventually(lambda: server.asked(ITEM["gcp"]))
+        eventually(lambda: server.asked(TOKEN_PATH, "PUT"))
         began = time.monotonic()
         seen.watch.stop()
         assert time.monotonic() - began < 3.0
