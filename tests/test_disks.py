@@ -215,7 +215,7 @@ def test_disks_are_known_by_their_model(model: str, said: str, how: str, tmp_pat
 @pytest.mark.parametrize("link", ["azure/resource", "cloud/azure_resource"])
 def test_azure_s_temporary_disk_is_known_by_its_link(link: str, tmp_path: Path) -> None:
     machine = Machine(
-        tmp_path, VM + "40 27 8:17 / /mnt rw - ext4 /dev/sdb1 rw\n41 27 8:33 / /mnt/d rw - xfs /dev/sdc1 rw\n"
+        tmp_path, VM + "40 27 8:17 / /mnt rw - ext4 /dev/sdb1 rw\n41 40 8:33 / /mnt/d rw - xfs /dev/sdc1 rw\n"
     )
     machine.disk("sdb", "8:16", "Virtual Disk", {"sdb1": "8:17"})
     machine.disk("sdc", "8:32", "Virtual Disk", {"sdc1": "8:33"})
