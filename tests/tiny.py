@@ -9,12 +9,18 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
                  eval:K      inside the model, in the evaluation after K steps
                  begin, prepared, loading, restored
                  finish:before, finish:after_final
+                 saving:K     in the thread that writes the checkpoint of step K, before it does
                  call:NAME:K before the K-th call of os.NAME (NAME `any`: of all in CALLS together)
     KILL_RANK    on which rank (0)
     KILL_SIGNAL  which signal (KILL)
     FULL_AT      A-B: the disk is full during the steps A to B, and each save is waited for: it meets its own step's disk
     NAN_AT       A-B: the gradients of the steps A to B are NaN, and so is the loss
     POISON_AT    K: a weight is NaN after the update of step K
+    HOLD_AT      an instant as above: there FILE.held appears, and it waits until FILE.go does
+    HOLD         FILE
+    WORKERS      how many processes of a DataLoader bring the batches
+    WORKER_FAULT kill:K or hang:K: what becomes of the worker that shall bring step K
+    OUT_OF_MEMORY_AT  K: the device has no memory left in step K
     STEP_SECONDS sleep so long in each step
     LOCK_WAIT    seconds instead of the ten for which a second process waits
 """
@@ -70,13 +76,23 @@ class Instants:
         self.calls: dict[str, int] = {}
         self.full, self.nan = span("FULL_AT"), span("NAN_AT")
         self.poison = int(os.environ.get("POISON_AT", "0"))
+        self.held = os.environ.get("HOLD_AT", "") if mine else ""
         if self.wanted.startswith("call:") or self.full:
             for name in CALLS:
                 setattr(os, name, self.counted(name, getattr(os, name)))
 
     def at(self, name: str) -> None:
+        if name == self.held:
+            self.held = ""
+            self.hold(os.environ["HOLD"])
         if name == self.wanted:
             os.kill(os.getpid(), signal.Signals[f"SIG{os.environ.get('KILL_SIGNAL', 'KILL')}"])
+
+    @staticmethod
+    def hold(file: str) -> None:
+        open(f"{file}.held", "w").close()
+        while not os.path.exists(f"{file}.go"):
+            time.sleep(0.005)
 
     def counted(self, name, function):
         def call(*arguments, **keywords):
@@ -96,6 +112,13 @@ class Instants:
             result = function(*arguments, **keywords)
             self.at(name)
             return result
+
+        return call
+
+    def saving(self, write):
+        def call(directory, step, *arguments, **keywords):
+            self.at(f"saving:{step}")
+            return write(directory, step, *arguments, **keywords)
 
         return call
 
@@ -151,13 +174,51 @@ def log_step(session, batch, augmentation) -> None:
     os.close(descriptor)
 
 
+def brought(batches, augmentation, start: int, stop: int):
+    """The batches of the steps start .. stop - 1, by the workers of a DataLoader if there shall be any."""
+    from torch.utils.data import DataLoader
+
+    from pitstop.data.workers import own_group
+
+    class Steps:
+        def __len__(self) -> int:
+            return stop
+
+        def __getitem__(self, step: int):
+            fault, _, at = os.environ.get("WORKER_FAULT", "").partition(":")
+            if at == str(step + 1) and fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if at == str(step + 1):
+                time.sleep(1000)
+            return batches.at(step), augmentation.drawn
+
+    workers = int(os.environ.get("WORKERS", "0"))
+    if workers == 0:
+        yield from batches.between(start, stop)
+        return
+    loader = DataLoader(
+        Steps(),
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        collate_fn=lambda item: item,
+        worker_init_fn=own_group,
+        multiprocessing_context="fork",
+        timeout=3 if "WORKER_FAULT" in os.environ else 0,
+    )
+    for batch, augmentation.drawn in loader:
+        yield batch
+
+
 def main(config: Config) -> None:
     from dataclasses import replace
     from functools import partial
 
     import safetensors.torch
+    import torch
     from torch import nn
 
+    import pitstop.checkpoint.writer
     import pitstop.session.attempt
     import pitstop.session.session
     from pitstop import augment, data, models, optim
@@ -168,6 +229,7 @@ def main(config: Config) -> None:
     instants = Instants()
     safetensors.torch.load = instants.after(safetensors.torch.load, "loading")
     pitstop.session.session.write_final = instants.after(pitstop.session.session.write_final, "finish:after_final")
+    pitstop.checkpoint.writer.write = instants.saving(pitstop.checkpoint.writer.write)
     pitstop.session.attempt.LOCK_WAIT_SECONDS = float(os.environ.get("LOCK_WAIT", "10"))
 
     class Augmentation(augment.Standard):
@@ -214,13 +276,15 @@ def main(config: Config) -> None:
         session.restore(batches)
         instants.at("restored")
 
-        for batch in batches.between(session.step, session.total_steps):
+        for batch in brought(batches, augmentation, session.step, session.total_steps):
             if session.due(config.eval_every):
                 session.evaluated(score())
             optim.set_lr(
                 optimizer, optim.learning_rate(config, session.step, session.total_steps, batches.steps_per_epoch)
             )
             loss = accumulate(model, batch, criterion, precision=session.precision)
+            if os.environ.get("OUT_OF_MEMORY_AT") == str(session.step + 1):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             if session.step + 1 in instants.nan:
                 loss = loss * float("nan")
                 for parameter in bare.parameters():
