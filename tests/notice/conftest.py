@@ -1,20 +1,13 @@
 """A watch of a cloud that is a server here, fast, with all that it said."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from metadata_server import MetadataServer
+from metadata_server import MetadataServer, Seen
 
 from pitstop import notice
-
-
-@dataclass
-class Seen:
-    notices: list[notice.Notice] = field(default_factory=list)
-    unreachable: list[str] = field(default_factory=list)
-    watch: notice.Watch = field(init=False)
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
+from pitstop import notice
+
 TOKEN_PATH = "/latest/api/token"
 NAME_PATH = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
 TOKEN_HEADERS = {"aws": "X-aws-ec2-metadata-token", "alibaba": "X-aliyun-ecs-metadata-token"}
@@ -133,6 +135,15 @@ class MetadataServer:
     def asked(self, path: str, method: str = "GET") -> int:
         """How often."""
         return sum(request.path == path and request.method == method for request in self.log)
+
+
+@dataclass
+class Seen:
+    """What a watch said."""
+
+    notices: list[notice.Notice] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+    watch: notice.Watch = field(init=False)
 
 
 def reply(request: BaseHTTPRequestHandler, status: int, body: str, **headers: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from conftest import Seen
 from metadata_server import (
     IDLE,
     ITEM,
@@ -17,6 +16,7 @@ from metadata_server import (
     TOKEN_PATH,
     USUAL,
     MetadataServer,
+    Seen,
     drip,
     due,
     event,
