@@ -33,7 +33,7 @@ def test_other_numbers_of_processes(
         env = {"KILL_AT": f"step:{step}", "KILL_SIGNAL": name, "KILL_RANK": str(ranks - 1)} if name else {}
         slow = {"STEP_SECONDS": "0.1"} if name == "TERM" and ranks > 1 else {}  # ranks ask each other once a second
         job = run.go(ranks=ranks, **env, **slow)
-        assert job.code == {"KILL": -9, "TERM": 75, "": 0}[name], job.text
+        assert {"KILL": -9, "TERM": 75, "": 0}[name] in job.codes, job.text
     assert run.samples() == alone.samples()
     for row in run.step_log():
         positions = [sample[0] for sample in row["samples"]]

@@ -147,11 +147,11 @@ class RunDirectory:
         except (OSError, ValueError, TypeError):
             return {}  # it is derived: the checkpoints say where to continue
 
-    def open(self, wait_seconds: float) -> None:
-        """Makes the directory if need be, takes its lock, and begins an attempt.
+    def take(self, wait_seconds: float) -> None:
+        """Makes the directory if need be, and takes its lock.
 
         Raises:
-            UserError: the disk cannot be written to, or has no locks. RunInUseError: another process is at it.
+            UserError: it cannot be made, or has no locks. RunInUseError: another process is at it.
         """
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -161,6 +161,14 @@ class RunDirectory:
                 f"the run directory {self.path} cannot be made ({error.strerror}): choose another with --runs_dir."
             ) from error
         self.lock.acquire(wait_seconds)
+
+    def open(self, wait_seconds: float) -> None:
+        """Makes the directory if need be, takes its lock, and begins an attempt.
+
+        Raises:
+            UserError: the disk cannot be written to, or has no locks. RunInUseError: another process is at it.
+        """
+        self.take(wait_seconds)
         clear_leftovers(self.path)
         probe(self.path)
         earlier = self.events()

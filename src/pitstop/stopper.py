@@ -122,9 +122,9 @@ class Stopper:
             self.exit_code, self.reason = exit_code, reason
 
     @property
-    def seconds_left(self) -> float:
-        """Until the process may be killed."""
-        return SIGNAL_SECONDS if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+    def seconds_left(self) -> float | None:
+        """Until the process may be killed; None where nobody has said so."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.config import RecipeConfig
+from pitstop.disks import fleeting
 from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, StoppedError, UserError
 from pitstop.files import write_json
 from pitstop.meter import Meter
@@ -17,6 +18,7 @@ from pitstop.record import Progress, Tracker
 from pitstop.rundir import Heartbeat, RunDirectory, now
 from pitstop.session import messages
 from pitstop.session.identity import definition, differences, refusal, run_path
+from pitstop.session.remote import Remote
 from pitstop.stopper import stop_file
 
 LOCK_WAIT_SECONDS = 10.0
@@ -35,7 +37,7 @@ class Attempt:
     """One process lifetime of a run, as people and launchers see it. On other ranks than 0 it is mute."""
 
     def __init__(self, config: RecipeConfig, recipe: Path, rank: int) -> None:
-        self.config, self.rank = config, rank
+        self.config, self.recipe, self.rank = config, recipe, rank
         self.leads = rank == 0
         self.run = RunDirectory(run_path(config, recipe))
         self.definition = definition(config, recipe)
@@ -43,6 +45,7 @@ class Attempt:
         self._tracker: Tracker | None = None
         self._heartbeat: Heartbeat | None = None
         self._reached: Callable[[], dict[str, Any]] = dict
+        self._remote: Remote | None = None
         self._accepted: list[str] = []
         self._ended = False
 
@@ -56,6 +59,10 @@ class Attempt:
         """
         if not self.leads or self.config.dry_run:
             return False
+        if self.config.store:
+            self._remote = Remote(self.config.store, self.run, keep=self.config.keep, say=self.say)
+            self.run.take(LOCK_WAIT_SECONDS)
+            self._remote.fetch()
         if not self.run.exists():
             return False
         self.run.lock.acquire(LOCK_WAIT_SECONDS)
@@ -103,10 +110,15 @@ class Attempt:
         if reason := self.run.meter.spent(self.config.budget):
             raise StoppedError(f"{self.run.path}: {reason}. To go on: a larger --budget.")
         if stop_file(self.run.path).check():
-            (self.run.path / "STOP").unlink(missing_ok=True)
             raise StoppedError(f"{self.run.path}: a file STOP was there, and is removed now: start again to go on.")
         self._heartbeat = Heartbeat(self.run, lambda: self._reached())
         self._heartbeat.start()
+        if self._remote:
+            self._remote.start()
+
+    def taken_over(self) -> str:
+        """Another machine has taken this run over: why to stop, or nothing."""
+        return self._remote.taken_over() if self._remote else ""
 
     def _tell_launcher(self, **how_it_ended: Any) -> None:
         """`pitstop launch` reads there where the run is, and how the attempt ended: exit codes do not come through."""
@@ -116,7 +128,8 @@ class Attempt:
 
     def _write_config(self, kept: dict[str, Any]) -> None:
         config = {"format": 1, "definition": self.definition, "config": self.config.model_dump(mode="json")}
-        write_json(self.run.path / "config.json", kept | config)
+        program = {"program": str(self.recipe.resolve()), "folder": os.getcwd()}  # for `pitstop verify`
+        write_json(self.run.path / "config.json", kept | config | program)
 
     def start(self, progress: Callable[[], dict[str, Any]], batch_size: int, shape: dict[str, Any]) -> None:
         """Begins to train: status, heartbeat, bar, tracker. `progress` gives step and total_steps."""
@@ -130,6 +143,8 @@ class Attempt:
             self._write_config(self.run.config())
         self.run.event("start", **reached, shape=shape)
         self.run.write_status(state="running", reason="", restart="now", result=None, **reached)
+        if not self.config.store and (warning := fleeting(self.run.path)):
+            self.say(warning)
         self.say(messages.header(self.run.path, reached, batch_size, shape, self.run.attempt))
         if self.config.tracker == "wandb":
             self._tracker = Tracker(
@@ -163,13 +178,20 @@ class Attempt:
             self.run.log(f"step {step}  {text}")
 
     def saved(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """A checkpoint is on the disk: what it covers goes out."""
+        """A checkpoint is on the disk: it, and what it covers, goes out."""
+        if self._remote:
+            self._remote.committed(step)
+        self.send(rows)
+
+    def send(self, rows: list[dict[str, Any]]) -> None:
         if self._tracker:
             self._tracker.send(rows)
 
     def ended(self, state: str, reason: str, code: int, *, seconds_left: float | None = None, **fields: Any) -> None:
-        """The attempt is over: status first, the tracker with the time that is left."""
+        """The attempt is over: status first, store and tracker with the time that is left."""
         self._ended = True
+        if state == "stopped":
+            (self.run.path / "STOP").unlink(missing_ok=True)  # it is obeyed
         if self._heartbeat:
             self._heartbeat.stop()
         until = None if seconds_left is None else time.monotonic() + seconds_left
@@ -183,6 +205,8 @@ class Attempt:
                 self.say(f"status.json was not written: {error.strerror}")
         step = self._reached().get("step", 0)
         self._tell_launcher(state=state, restart=RESTART[code], reason=reason, exit_code=code, step=step)
+        if self._remote:
+            self._remote.finish(seconds_left)
         if self._tracker:
             self._tracker.finish(code, None if until is None else max(0.0, until - time.monotonic()))
 

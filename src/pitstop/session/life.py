@@ -55,6 +55,7 @@ def _watching(config: RecipeConfig, attempt: Attempt, stopper: Stopper) -> Itera
         run = attempt.run
         stopper.watch(stop_file(run.path), time_limit(config.max_hours, process_age))
         stopper.watch(Limit(lambda: run.meter.spent(config.budget), PERSON_DECIDES))
+        stopper.watch(Limit(attempt.taken_over, PERSON_DECIDES))
     provider = None
     if os.environ.get("LOCAL_RANK", "0") == "0" and not config.dry_run:  # each machine has its own cloud to ask
         provider = notice.find(config.cloud)

@@ -130,6 +130,11 @@ class Saver:
         rows, self._rows = self._rows, []
         self._saved(saved.step, rows)
 
+    def take_rows(self) -> list[dict[str, Any]]:
+        """The rows that went out with no checkpoint: at the end of the run, when metrics.jsonl is durable."""
+        rows, self._rows = self._rows + self._metrics.take_unsent(), []
+        return rows
+
     def _failed(self, saved: Saved, needed_bytes: int) -> None:
         last = self.last_good
         if isinstance(saved.error, Poisoned):

@@ -146,8 +146,7 @@ class Session:
 
     def _restored(self, about: dict[str, Any] | None, took_seconds: float) -> None:
         """Puts the files where the checkpoint is, and says what is no longer as it was."""
-        missing = self._metrics.open_at(about["metrics_bytes"] if about else 0)
-        if missing:
+        if missing := self._metrics.open_at(about["metrics_bytes"] if about else 0):
             self.say(f"metrics.jsonl lacks {missing} bytes that the checkpoint knows: rows before it are lost")
         tensors, _ = state.split(self._owners)
         self._saver.ready(self.step if about else -1, tensors | state.collect(self._model, self._optimizer))
@@ -189,11 +188,11 @@ class Session:
         if not last and self._pace.due(self.step):
             stop, by_clock = self._wishes()
             save = save or bool(by_clock)
-        if save and not stop:
-            self._save()
-            self._rows.resume()
         if stop:
             self._stop(int(stop))
+        if save:
+            self._save()
+            self._rows.resume()
 
     def _wishes(self) -> Sequence[float]:
         """(exit code or 0, save now): of all ranks, who must do the same."""
@@ -204,8 +203,8 @@ class Session:
         return self._pace.agree(self.step, [self._stopper.look(), by_clock], self._rows.step_seconds)
 
     def _look(self) -> None:
-        """Between two batches of an evaluation, on all ranks: leaves if someone wants a stop. The evaluation is then
-        done anew by the next attempt, which continues at this very step."""
+        """Between two batches of an evaluation, on all ranks: leaves if someone wants a stop. The next attempt
+        continues at this very step, and evaluates anew."""
         if stop := self._pace.most(self._stopper.look()):
             self._stop(int(stop))
 
@@ -246,7 +245,7 @@ class Session:
             run = self._attempt.run
             write_final(run.path / "final", self._model.state_dict(), card)
             self._metrics.sync()
-            self._attempt.saved(self.step, self._metrics.take_unsent())
+            self._attempt.send(self._saver.take_rows())
             self._attempt.ended("finished", "", FINISHED, result=result)
             self.say(messages.finished(run.path, run.status()))
         self._place.part()
