@@ -53,7 +53,7 @@ def usage_code(*given: str) -> int:
 
 
 def test_help_and_version() -> None:
-    for given, said in (("--help", "archive"), ("-h", "archive"), ("--version", f"pitstop {pitstop.__version__}\n")):
+    for given, said in (("--help", "launch"), ("-h", "archive"), ("--version", f"pitstop {pitstop.__version__}\n")):
         done = subprocess.run([PROGRAM, given], capture_output=True, text=True, timeout=30)
         assert (done.returncode, done.stderr) == (0, "")
         assert said in done.stdout
@@ -89,6 +89,7 @@ print("heavy:", *sorted({"torch", "pydantic", "fire", "numpy", "wandb"} & set(sy
         ([], "a command was expected"),
         (["arhive"], "did you mean archive?"),
         (["--archive"], "did you mean archive?"),
+        (["lanch"], "did you mean launch?"),
         (["staus"], "did you mean status (not there yet)?"),
         (["qqqqq"], "there is no command 'qqqqq'"),
         *([[command], f"the command {command} is not there yet"] for command in cli.LATER),

@@ -1,0 +1,48 @@
+"""The process table as /proc has it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from supervise.fakes import until
+
+from pitstop.supervise.processes import catches, descendants
+
+TREE = """
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        os._exit(0)  # stays a zombie: nobody waits for it
+    open("/proc/self/comm", "w").write("a) R 1 (b")
+    time.sleep(60)
+time.sleep(60)
+"""
+
+
+def test_descendants_are_found_by_their_parents() -> None:
+    with subprocess.Popen([sys.executable, "-c", TREE]) as process:
+        until(lambda: "a) R 1 (b" in [found.name for found in descendants(process.pid)], "the tree")
+        (child,) = descendants(process.pid)
+        assert child.parent == process.pid
+        mine = {found.pid: found.parent for found in descendants(os.getpid())}
+        assert mine[process.pid] == os.getpid()
+        assert mine[child.pid] == process.pid
+        os.kill(child.pid, signal.SIGKILL)
+        process.kill()
+    assert process.pid not in {found.pid for found in descendants(os.getpid())}
+
+
+def test_handlers_are_seen() -> None:
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
+    try:
+        assert catches(os.getpid(), signal.SIGUSR2)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        assert not catches(os.getpid(), signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert not Path(f"/proc/{gone.pid}").exists()
+    assert not catches(gone.pid, signal.SIGTERM)
