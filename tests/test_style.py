@@ -26,7 +26,10 @@ CHAINS = [  # the only imports within a layer
     ["plan", "session"],
     ["supervise", "attach", "verify", "cli"],
 ]
-LIGHT = {"errors", "files", "config", "usage", "flags", "rundir", "stopper", "cli"}  # for launchers: they need no torch
+LIGHT = {  # for launchers: they need no torch
+    *("errors", "files", "config", "usage", "flags", "notice", "stopper", "meter", "rundir", "disks", "output"),
+    *("supervise", "attach", "verify", "cli"),
+}
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "wandb", "numpy", "sklearn", "PIL", "safetensors"}
 MODULE_LINES, FUNCTION_LINES, RECIPE_LINES = 250, 50, 80
 

@@ -19,11 +19,26 @@ def where(run: Path) -> str:
     )
 
 
+def stopped(step: int, total_steps: int, reason: str, saved_step: int) -> str:
+    on = f"continues at step {saved_step}" if saved_step >= 0 else "begins anew"
+    return f"stopped at step {step} of {total_steps} ({reason}); the same command {on}"
+
+
+def bill(status: dict[str, Any]) -> str:
+    """`paid 0:41:10 in 3 attempts (0.69 CNY), 96.1 % of it in steps that counted`"""
+    attempts = status.get("attempt", 1)
+    cost = f" ({status['cost']:.2f} {status['currency']})" if status.get("price") else ""
+    return (
+        f"paid {duration(status.get('paid_seconds', 0))} in {attempts} attempt{'s'[: attempts != 1]}{cost}, "
+        f"{100 * status.get('goodput', 0):.1f} % of it in steps that counted"
+    )
+
+
 def finished(run: Path, status: dict[str, Any]) -> str:
     attempts = status.get("attempt", 1)
     return (
         f"{run.name} is finished after {status.get('total_steps')} steps in {attempts} attempt{'s'[: attempts != 1]}: "
-        f"{result_line(status.get('result', {}))}\n{where(run)}"
+        f"{result_line(status.get('result', {}))}\n  {bill(status)}\n{where(run)}"
     )
 
 

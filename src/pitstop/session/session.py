@@ -226,8 +226,7 @@ class Session:
         if self._attempt.leads:
             self._saver.poll(self._rows.clock, wait=True)
         reason = self._stopper.reason or "another rank was asked to"
-        saved = f"continues at step {self._saver.step}" if self._saver.step >= 0 else "begins anew"
-        self.say(f"stopped at step {self.step} of {self.total_steps} ({reason}); the same command {saved}")
+        self.say(messages.stopped(self.step, self.total_steps, reason, self._saver.step))
         self._attempt.ended("stopped", reason, code, seconds_left=self._stopper.seconds_left)
         self._place.part()
         raise SystemExit(code)
