@@ -13,8 +13,9 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
                  call:NAME:K before the K-th call of os.NAME (NAME `any`: of all in CALLS together)
     KILL_RANK    on which rank (0)
     KILL_SIGNAL  which signal (KILL)
-    FULL_AT      A-B: the disk is full during the steps A to B, and each save is waited for: it meets its own step's disk
-    NAN_AT       A-B: the gradients of the steps A to B are NaN, and so is the loss
+    FULL_AT      A-B: the disk is full during the steps A to B, and each save is waited for, to meet its own disk
+    NAN_AT       A-B: the loss of the steps A to B is NaN, and so are its gradients
+    NAN_RANK     on which rank (on all)
     POISON_AT    K: a weight is NaN after the update of step K
     HOLD_AT      an instant as above: there FILE.held appears, and it waits until FILE.go does
     HOLD         FILE
@@ -74,7 +75,8 @@ class Instants:
         self.wanted = os.environ.get("KILL_AT", "") if mine else ""
         self.step = 0
         self.calls: dict[str, int] = {}
-        self.full, self.nan = span("FULL_AT"), span("NAN_AT")
+        ill = os.environ.get("NAN_RANK", rank := os.environ.get("RANK", "0")) == rank
+        self.full, self.nan = span("FULL_AT"), span("NAN_AT") if ill else range(0)
         self.poison = int(os.environ.get("POISON_AT", "0"))
         self.held = os.environ.get("HOLD_AT", "") if mine else ""
         if self.wanted.startswith("call:") or self.full:
@@ -266,7 +268,12 @@ def main(config: Config) -> None:
         model, optimizer = session.prepare(model, optimizer)
         instants.at("prepared")
         bare.layer2.register_forward_hook(lambda *_: None if bare.training else instants.at(f"eval:{session.step}"))
-        criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="sum")
+        cross_entropy = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="sum")
+
+        def criterion(logits_BK, labels_B):
+            loss = cross_entropy(logits_BK, labels_B)
+            return loss * float("nan") if session.step + 1 in instants.nan else loss
+
         normalise = partial(augment.normalise, mean=mean, std=std)
         plain = partial(evaluate, model, test, normalise=normalise, **session.evaluation | {"batch_size": 17})
 
@@ -285,10 +292,6 @@ def main(config: Config) -> None:
             loss = accumulate(model, batch, criterion, precision=session.precision)
             if os.environ.get("OUT_OF_MEMORY_AT") == str(session.step + 1):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            if session.step + 1 in instants.nan:
-                loss = loss * float("nan")
-                for parameter in bare.parameters():
-                    parameter.grad.fill_(float("nan"))
             session.precision.update(model, optimizer, clip_grad_norm=config.clip_grad_norm)
             if session.step + 1 == instants.poison:
                 next(bare.parameters()).data.view(-1)[0] = float("nan")

@@ -1,4 +1,4 @@
-"""Asked to stop by a clock, a bill, a file, a cloud: the same step on all ranks, in time, and the same bytes after it."""
+"""Asked to stop by a clock, a bill, a file, a cloud: the same step on all ranks, in time, the same bytes afterwards."""
 
 import os
 import sys
