@@ -28,6 +28,7 @@ NAMES = "write fsync rename renameat renameat2 mkdir mkdirat unlink unlinkat rmd
 CALLS = ",".join(f"?{name}" for name in NAMES.split())  # ?: not every machine has each
 STEPS = 3  # one more than are kept: the last one prunes
 SECONDS = 30
+DAMAGED = "step-00000003"
 KILL, FULL, BROKEN, BROKEN_FOR_GOOD = "signal=KILL", "error=ENOSPC", "error=EIO", "error=EIO for good"
 
 
@@ -111,7 +112,7 @@ def begun(saves: Saves, run: Path) -> int:
     Returns the newest step that is good."""
     assert saves(run).saved == [1, 2, 3]
     folder = run / "checkpoints"
-    state = folder / "step-00000003" / "state.safetensors"
+    state = folder / DAMAGED / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     shutil.copytree(folder / "step-00000002", folder / ".trash-step-00000001-99")
     (folder / ".tmp-step-00000004-99").mkdir()
@@ -170,9 +171,11 @@ def check(saves: Saves, run: Path, beginning: Beginning, call: str, number: int,
         assert attempt.code == -signal.SIGKILL
     else:
         assert "(INJECTED)" in attempt.trace, "it did not happen"
-    newest = disk.newest()
+    newest, names = disk.newest(), disk.folders()
+    torn = [name for name, step in names.items() if name.startswith("step-") and step is None]
+    assert not [name for name in torn if beginning.run is None or name != DAMAGED], f"half a checkpoint: {names}"
     assert attempt.loaded in (None, beginning.good), f"step {beginning.good} was good, and {attempt.loaded} was loaded"
-    assert newest >= max(beginning.good, *attempt.saved, 0), f"{attempt.saved} were saved, {disk.folders()} are there"
+    assert newest >= max(beginning.good, *attempt.saved, 0), f"{attempt.saved} were saved, {names} are there"
     assert disk.json("config.json") in (None, CONFIG)
     assert isinstance(disk.json("status.json"), dict | None)
     if attempt.loaded is not None and fault != KILL:
