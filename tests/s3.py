@@ -6,8 +6,8 @@
         proxy.fault = lambda seen: "503" if seen.method == "PUT" else None
 
 Faults: "503"; "expired" (what S3 says of old credentials); "slow" (half a second first); "reset" (the connection,
-before anything was read); "cut" (in the middle of the body); "lost" (done by the server, the answer never comes); "partition"
-(nothing, until the client gives up); "late" (held until `proxy.deliver.set()`, and then done).
+before anything was read); "cut" (in the middle of the body); "lost" (done by the server, the answer never comes);
+"partition" (nothing, until the client gives up); "late" (held until `proxy.deliver.set()`, and then done).
 """
 
 import http.client
@@ -106,6 +106,7 @@ class Proxy:
         self.upstream = port
         self.fault: Callable[[Seen], str | None] = lambda seen: None
         self.log: list[Seen] = []
+        self.drop_conditions = False  # as some S3-compatible stores do
         self.deliver = threading.Event()  # for "late"
         self.closed = threading.Event()
 
@@ -184,7 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         upstream = http.client.HTTPConnection("127.0.0.1", self.proxy.upstream, timeout=30)
         try:
-            headers = {key: value for key, value in self.headers.items() if key.lower() != "connection"}
+            dropped = {"connection", "if-match", "if-none-match"} if self.proxy.drop_conditions else {"connection"}
+            headers = {key: value for key, value in self.headers.items() if key.lower() not in dropped}
             upstream.request(self.command, self.path, body, headers)
             answer = upstream.getresponse()
             return answer.status, answer.getheaders(), answer.read()

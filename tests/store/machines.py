@@ -1,6 +1,6 @@
 """A machine with a run on its disk, as small as one can be; and what is really in the bucket, read without pitstop.
 
-As a program (`python machines.py FOLDER URL BYTES`) it commits checkpoint after checkpoint until it is killed.
+As a program (`python machines.py FOLDER URL BYTES TTL`) it commits checkpoint after checkpoint until it is killed.
 """
 
 import hashlib
@@ -160,7 +160,7 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 if __name__ == "__main__":
-    machine = Machine(Path(sys.argv[1]), sys.argv[2]).begin()
+    machine = Machine(Path(sys.argv[1]), sys.argv[2]).begin(ttl=float(sys.argv[4]))
     print("begun", machine.step, flush=True)
     for step in itertools.count(machine.step + 1):
         machine.commit(step, int(sys.argv[3]))

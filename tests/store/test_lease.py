@@ -14,7 +14,7 @@ from pitstop.errors import RunInUseError
 from pitstop.store import Bucket, Lease
 
 Make = Callable[[str], Machine]
-TTL = 1.6
+TTL = 1.2
 
 
 def names_of(machine: Machine) -> str:

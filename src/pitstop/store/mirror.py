@@ -15,7 +15,7 @@ from pitstop.files import read_json
 from pitstop.store.bucket import Bucket
 from pitstop.store.latest import Stored
 from pitstop.store.lease import Lease
-from pitstop.store.private import PRIVATE, linked, sha256_of, state_of
+from pitstop.store.private import PRIVATE, described, linked, state_of
 from pitstop.store.trouble import Conflict, StoreError, delays
 
 MANIFEST = "manifest.json"
@@ -151,7 +151,7 @@ class Mirror(threading.Thread):
         results = self._upload_results(dict(before.results))
         self._upload_records()
         checkpoints = before.checkpoints
-        if job and f"{self._prefix}/checkpoints/step-{job[0]:08d}" not in {one.path for one in checkpoints}:
+        if job and job[0] not in [one.step for one in checkpoints[:1]]:
             stored = self._upload_checkpoint(*job)
             earlier = [one for one in before.checkpoints if one.step < stored.step]
             checkpoints = (stored, *earlier)[: self._keep]
@@ -183,7 +183,7 @@ class Mirror(threading.Thread):
     def _upload_checkpoint(self, step: int, private: Path) -> Stored:
         name = f"checkpoints/step-{step:08d}"
         covered = int(read_json(private / MANIFEST).get("metrics_bytes", 0))
-        metrics = {"bytes": covered, "sha256": sha256_of(self._run / "metrics.jsonl", covered)}
+        metrics = described(self._run / "metrics.jsonl", covered)
         for path in sorted(private.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):
             self._put(f"{name}/{path.name}", path)
         return Stored(f"{self._prefix}/{name}", step, metrics)
@@ -196,6 +196,9 @@ class Mirror(threading.Thread):
                 continue
             state = {path.name: state_of(path) for path in folder.iterdir()}
             if name not in self._results or self._results[name][0] != state:
+                if {path.name: described(path) for path in folder.iterdir()} == known.get(name, {}).get("files"):
+                    self._results[name] = state, known[name]  # an earlier attempt has uploaded it
+                    continue
                 private = linked(folder, self._folder)
                 self._uploads += 1
                 target = f"{name}-{self._uploads}"

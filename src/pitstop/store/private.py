@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pitstop.store.trouble import StoreError
 
@@ -36,15 +37,16 @@ def state_of(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def sha256_of(path: Path, size: int) -> str:
-    """Of the first `size` bytes. Raises StoreError if there are fewer."""
+def described(path: Path, size: int | None = None) -> dict[str, Any]:
+    """{"bytes", "sha256"} of a file, or of its first `size` bytes. Raises StoreError if there are fewer."""
     digest = hashlib.sha256()
-    left = size
-    if size:
-        with open(path, "rb") as file:
-            while left and (part := file.read(min(left, 1 << 20))):
-                digest.update(part)
-                left -= len(part)
+    if size == 0:
+        return {"bytes": 0, "sha256": digest.hexdigest()}
+    with open(path, "rb") as file:
+        size = left = os.fstat(file.fileno()).st_size if size is None else size
+        while left and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
     if left:
         raise StoreError(f"{path} has less than the {size} bytes that the checkpoint covers")
-    return digest.hexdigest()
+    return {"bytes": size, "sha256": digest.hexdigest()}
