@@ -19,11 +19,13 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
     POISON_AT    K: a weight is NaN after the update of step K
     HOLD_AT      an instant as above: there FILE.held appears, and it waits until FILE.go does
     HOLD         FILE
+    NEW_GROUP    1: the process leads a group of its own
     WORKERS      how many processes of a DataLoader bring the batches
     WORKER_FAULT kill:K or hang:K: what becomes of the worker that shall bring step K
     OUT_OF_MEMORY_AT  K: the device has no memory left in step K
     STEP_SECONDS sleep so long in each step
     LOCK_WAIT    seconds instead of the ten for which a second process waits
+    LEASE_TTL    seconds that a lease in the store lives, instead of its own
 """
 
 import errno
@@ -223,15 +225,20 @@ def main(config: Config) -> None:
     import pitstop.checkpoint.writer
     import pitstop.session.attempt
     import pitstop.session.session
+    import pitstop.store
     from pitstop import augment, data, models, optim
     from pitstop.accumulate import accumulate
     from pitstop.evaluate import evaluate
     from pitstop.session import Session
 
+    if os.environ.get("NEW_GROUP") == "1":
+        os.setpgid(0, 0)
     instants = Instants()
     safetensors.torch.load = instants.after(safetensors.torch.load, "loading")
     pitstop.session.session.write_final = instants.after(pitstop.session.session.write_final, "finish:after_final")
     pitstop.checkpoint.writer.write = instants.saving(pitstop.checkpoint.writer.write)
+    if ttl := os.environ.get("LEASE_TTL"):
+        pitstop.store.Lease = partial(pitstop.store.Lease, ttl_seconds=float(ttl))
     pitstop.session.attempt.LOCK_WAIT_SECONDS = float(os.environ.get("LOCK_WAIT", "10"))
 
     class Augmentation(augment.Standard):
