@@ -1,0 +1,202 @@
+"""`pitstop launch` around a real recipe and the real accelerate. Slow: each attempt imports torch."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from faults.harness import TINY, Run, assert_same
+from supervise.fakes import survivors, until
+
+from pitstop.supervise.command import SIMPLE_LAUNCHER
+
+pytestmark = pytest.mark.slow
+SECONDS = 90
+
+
+class Launched:
+    """`pitstop launch` of a program, with a mark in the environment of everything that it starts."""
+
+    def __init__(
+        self, folder: Path, *flags: str, program: Path = TINY, words: tuple[str, ...] = (), **env: str
+    ) -> None:
+        self.mark, self.out = f"mark-{uuid.uuid4()}", folder / "launch.txt"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PITSTOP_", "WANDB_", "ACCELERATE_"))}
+        kept |= {"CUDA_VISIBLE_DEVICES": "", "TEST_MARK": self.mark, "STEP_LOG": str(folder / "steps.jsonl")}
+        kept |= {"LOCAL_WORLD_SIZE": str(os.cpu_count())}  # one thread, as the clean run; torchrun sets it anew
+        argv = [sys.executable, "-m", "pitstop.cli", "launch", *flags, str(program), *words]
+        with open(self.out, "ab") as out:
+            self.process = subprocess.Popen(argv, cwd=folder, env=kept | env, stdout=out, stderr=out)
+
+    @property
+    def text(self) -> str:
+        return self.out.read_text(errors="replace")
+
+    def until(self, condition: Callable[[], object]) -> None:
+        until(lambda: condition() or self.process.poll() is not None, self.text, SECONDS)
+        assert self.process.poll() is None, self.text
+
+    def end(self, seconds: float = SECONDS) -> int:
+        """Its exit code; nothing that it started may be left."""
+        code = self.process.wait(seconds)
+        assert survivors(self.mark) == {}, self.text
+        return code
+
+    def pids(self, word: str) -> list[int]:
+        return sorted(pid for pid, words in survivors(self.mark).items() if word in words.split())
+
+
+@pytest.fixture
+def launch(tiny: Callable[..., Run]) -> Iterator[Callable[..., Launched]]:
+    made: list[Launched] = []
+
+    def start(folder: Path, *flags: str, **options: object) -> Launched:
+        made.append(Launched(folder, *flags, **options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        for pid in survivors(one.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        one.process.wait()
+
+
+def words(*more: str) -> dict[str, tuple[str, ...]]:
+    return {"words": ("--name", "r", "--tracker", "none", "--precision", "fp32", *more)}
+
+
+def steps(run: Run) -> int:
+    return len(run.step_log())
+
+
+def test_a_signal_then_the_same_command_then_once_more(
+    launch: Callable[..., Launched], tiny: Callable[..., Run], clean: Callable[..., Run]
+) -> None:
+    run = tiny()
+    one = launch(run.folder, STEP_SECONDS="0.1", **words())
+    one.until(lambda: steps(run) >= 3)
+    one.process.send_signal(signal.SIGTERM)
+    one.process.send_signal(signal.SIGTERM)
+    assert one.end() == 75, one.text
+    status = run.status()
+    assert (status["state"], status["restart"]) == ("stopped", "now")
+    assert run.checkpoints() == [f"step-{status['step']:08d}"]
+    assert launch(run.folder, **words()).end() == 0
+    assert_same(run, clean())
+    assert launch(run.folder, **words()).end() == 0, "a finished run is finished"
+
+
+def test_killed_recipes_are_started_again(
+    launch: Callable[..., Launched], tiny: Callable[..., Run], clean: Callable[..., Run]
+) -> None:
+    run = tiny()
+    one = launch(run.folder, **words("--save_every", "2steps"), STEP_SECONDS="0.1")
+    one.until(lambda: steps(run) >= 5)
+    os.kill(one.pids(str(TINY))[-1], signal.SIGKILL)
+    assert one.end() == 0, one.text
+    assert "out of memory?" in one.text
+    assert len(run.events("attempt")) == 2
+    assert_same(run, clean())
+
+
+def test_a_killed_supervisor_leaves_a_checkpoint_behind(
+    launch: Callable[..., Launched], tiny: Callable[..., Run]
+) -> None:
+    run = tiny()
+    one = launch(run.folder, STEP_SECONDS="0.1", **words("--epochs", "30"))
+    one.until(lambda: steps(run) >= 3)
+    one.process.kill()
+    one.process.wait()
+    until(lambda: not survivors(one.mark), "the recipe's end", 30)
+    status = run.status()
+    assert (status["state"], status["restart"]) == ("stopped", "now")
+    assert run.checkpoints() == [f"step-{status['step']:08d}"]
+
+
+def test_three_ranks_stop_at_the_same_step(
+    launch: Callable[..., Launched], tiny: Callable[..., Run], clean: Callable[..., Run]
+) -> None:
+    run = tiny(ranks=3)
+    one = launch(run.folder, "--processes", "3", STEP_SECONDS="0.2", **words())
+    one.until(lambda: steps(run) >= 6)
+    one.process.send_signal(signal.SIGTERM)
+    assert one.end() == 75, one.text
+    last = {rank: max(row["step"] for row in run.step_log() if row["rank"] == rank) for rank in range(3)}
+    assert len(set(last.values())) == 1, last
+    assert run.checkpoints() == [f"step-{last[0] + 1:08d}"]
+    run.finish()
+    assert_same(run, clean(ranks=3))
+
+
+def test_a_rank_that_hangs_does_not_outlive_the_grace(
+    launch: Callable[..., Launched], tiny: Callable[..., Run]
+) -> None:
+    run = tiny(ranks=2)
+    one = launch(run.folder, "--processes", "2", "--grace", "4s", STEP_SECONDS="0.1", **words("--epochs", "30"))
+    one.until(lambda: steps(run) >= 6)
+    ranks = [pid for pid in one.pids(str(TINY)) if b"\0-m\0" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    os.kill(ranks[-1], signal.SIGSTOP)
+    begun = time.monotonic()
+    one.process.send_signal(signal.SIGTERM)
+    assert one.end() == 75, one.text
+    assert time.monotonic() - begun < 15
+
+
+PRINTS = "import json, os; print(json.dumps(dict(os.environ)))"
+SAVES = """
+import os, signal, sys, time
+from pathlib import Path
+def handle(*_):
+    Path("saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, handle)
+Path("ready").touch()
+time.sleep(60)
+"""
+
+
+def test_the_environment_is_that_of_accelerate_launch(
+    launch: Callable[..., Launched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    program = tmp_path / "program.py"
+    program.write_text(PRINTS)
+
+    def printed(text: str) -> dict[str, str]:
+        return json.loads(next(line for line in text.splitlines() if line.startswith("{")))
+
+    one = launch(tmp_path, program=program)
+    assert one.end() == 0
+    ours = printed(one.text)
+    added = {*SIMPLE_LAUNCHER, "OMP_NUM_THREADS", "PITSTOP_OUTCOME"}
+    env = {k: v for k, v in ours.items() if k not in added}
+    argv = [sys.executable, "-m", "accelerate.commands.launch", str(program)]
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=True)
+    theirs = printed(done.stdout)
+    assert Path(ours.pop("PITSTOP_OUTCOME")).is_absolute()
+    theirs.pop("TORCHINDUCTOR_CACHE_DIR", None)  # of the launcher's own import of torch
+    assert ours == theirs
+
+
+def test_a_simple_launcher_between_does_not_swallow_the_signal(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    """A --config_file for one process may ask for it: it dies of SIGTERM, and passes nothing on."""
+    program, config = tmp_path / "program.py", tmp_path / "config.yaml"
+    program.write_text(SAVES)
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: 'no'\nnum_processes: 1\n"
+        "num_machines: 1\nuse_cpu: true\ndebug: false\n"
+    )
+    one = launch(tmp_path, "--config_file", str(config), program=program)
+    one.until(lambda: (tmp_path / "ready").exists())
+    one.process.send_signal(signal.SIGTERM)
+    assert one.end() == 75, one.text
+    assert (tmp_path / "saved").exists()
