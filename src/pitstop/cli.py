@@ -12,9 +12,10 @@ from pitstop.errors import BAD_USAGE, FINISHED, UserError
 COMMANDS = {
     "launch": "start a recipe, pass signals on, start it again after a crash, leave no process behind",
     "attach": "look at a run from another terminal",
+    "verify": "prove a run: compute a stretch of it again and compare hashes",
     "archive": "move a run aside, so that the same command starts anew",
 }
-LATER = ("status", "report", "compare", "predict", "export", "sync", "fetch", "verify", "doctor")
+LATER = ("status", "report", "compare", "predict", "export", "sync", "fetch", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pitstop: {_unknown(command)}", file=sys.stderr)
         return BAD_USAGE
     try:
-        return {"launch": _launch, "attach": _attach, "archive": _archive}[command](words[1:])
+        return {"launch": _launch, "attach": _attach, "verify": _verify, "archive": _archive}[command](words[1:])
     except UserError as error:
         print(f"pitstop {command}: {error}", file=sys.stderr)
         return error.exit_code
@@ -100,6 +101,30 @@ def _attach(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ndetached: the run goes on. To stop it, signal the process that started it.")
     return FINISHED
+
+
+def _verify(argv: Sequence[str]) -> int:
+    from pydantic import BaseModel, ConfigDict, Field
+
+    from pitstop.config import Directory, from_environment
+    from pitstop.flags import parse
+    from pitstop.verify import verify
+
+    class Verify(BaseModel):
+        """Computes a run again from one kept checkpoint to the next, beside it, and compares SHA-256 of all that comes
+        out: exit code 0 says that the run is exact. The run itself is not touched."""
+
+        model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+        run: str
+        """name of a run below --runs_dir, or path to its directory"""
+        from_step: int = Field(-1, ge=-1)
+        """of the checkpoint to begin at; 0: the very beginning; -1: the last checkpoint but one"""
+        runs_dir: Directory = from_environment("PITSTOP_RUNS_DIR", "runs")
+        """where runs lie"""
+
+    flags = parse(Verify, argv, words=("run",), program="pitstop verify")
+    return verify(find_run(flags.run, flags.runs_dir), None if flags.from_step < 0 else flags.from_step)
 
 
 def _archive(argv: Sequence[str]) -> int:
