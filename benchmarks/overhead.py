@@ -6,7 +6,7 @@ Both loops run in one process and take turns, a block of steps each, so that a n
 medians over the blocks. The bare loop gets the same batches (order, augmentation), computes the same loss in the same
 precision and steps the same optimizer; pitstop counts, seeds, records and looks for signals besides. With the null
 model the bare loop has its batches ready made, so the difference is all that pitstop does on the host. Checkpoints
-are timed apart: how often they come is a flag.
+are timed by saves.py.
 """
 
 import argparse
@@ -123,18 +123,6 @@ def compare(name: str, size: int, batch_size: int, seconds: float, folder: Path)
             f"ratio {statistics.median(ratios):.4f} (quartiles {low:.4f} {high:.4f}, n={len(pairs)} x {steps} steps)",
             flush=True,
         )
-        if name == "resnet18":
-            saves = [save_seconds(session) for _ in range(5)]
-            print(
-                f"one synchronous checkpoint of resnet18 and momentum: median {1e3 * statistics.median(saves):.0f} ms"
-            )
-
-
-def save_seconds(session: Session) -> float:
-    session._saver.step = -1  # as if this step had not been saved
-    begun = time.perf_counter()
-    session._save()
-    return time.perf_counter() - begun
 
 
 def main() -> None:
