@@ -26,6 +26,7 @@ from pitstop.record import Metrics
 from pitstop.rundir import RunDirectory
 
 KEEP = 2
+NAME = re.compile(r"step-\d{8}")
 CONFIG = {"format": 1, "definition": {"recipe": "saves"}}
 SIZES = {"weight": 1500, "momentum": 700, "count": 8}  # bytes; more than one sector, and no whole number of them
 
@@ -73,14 +74,15 @@ class Disk:
         return path.read_bytes() if path.exists() else b""
 
     def folders(self) -> dict[str, int | None]:
-        """What is in checkpoints/: name -> the step that is there whole."""
+        """What is in checkpoints/: name -> the step that is there whole; None for what does not call itself one."""
         folder = self.run / "checkpoints"
-        return {path.name: self.step(path) for path in sorted(folder.iterdir())} if folder.exists() else {}
+        paths = sorted(folder.iterdir()) if folder.exists() else []
+        return {path.name: self.step(path) if NAME.fullmatch(path.name) else None for path in paths}
 
     def newest(self) -> int:
         """The newest step that is there whole under its own name; 0: none."""
         names = self.folders()
-        good = [step for name, step in names.items() if re.fullmatch(r"step-\d{8}", name) and step is not None]
+        good = [step for step in names.values() if step is not None]
         assert all(names[f"step-{step:08d}"] == step for step in good), f"a checkpoint has another's name: {names}"
         return max(good, default=0)
 
