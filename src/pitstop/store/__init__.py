@@ -16,6 +16,7 @@ from pitstop.store.back import bring_back
 from pitstop.store.bucket import Bucket
 from pitstop.store.lease import Lease
 from pitstop.store.mirror import Mirror
+from pitstop.store.shelf import Shelf
 from pitstop.store.trouble import StoreError, StoreUnreachable
 
-__all__ = ["Bucket", "Lease", "Mirror", "StoreError", "StoreUnreachable", "bring_back"]
+__all__ = ["Bucket", "Lease", "Mirror", "Shelf", "StoreError", "StoreUnreachable", "bring_back"]
