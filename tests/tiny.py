@@ -304,7 +304,8 @@ def main(config: Config) -> None:
                 next(bare.parameters()).data.view(-1)[0] = float("nan")
             average.update()
             log_step(session, batch, augmentation)
-            time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+            if seconds := float(os.environ.get("STEP_SECONDS", "0")):
+                time.sleep(seconds)
             if os.environ.get("RAISE_AT") == str(batch.step):
                 raise RuntimeError("a defect of the recipe's")
             instants.step = session.step + 1
