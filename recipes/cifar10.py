@@ -45,8 +45,7 @@ def main(config: Config) -> None:
     from pitstop.session import Session
 
     with Session.open(config, __file__) as session:
-        fetch = {"may_write": not config.dry_run, "say": session.say}
-        train, test = data.load(config.data, image_size=config.image_size, **fetch)
+        train, test = data.load(config.data, image_size=config.image_size, **session.sources)
         train, test = session.own(train, test)
         mean, std = data.mean_and_std(train.images_NCHW)
         augmentation = augment.Standard(

@@ -16,7 +16,7 @@ from typing import Any
 from pitstop.errors import FAILED, FINISHED, UserError
 from pitstop.files import canonical_json, read_json, read_lines, sha256
 from pitstop.rundir import RunDirectory
-from pitstop.supervise.command import build, environment
+from pitstop.supervise.command import build
 
 NOT_REPLAYED = {  # flags that say where and how long, not what
     *("name", "runs_dir", "accept_change", "dry_run", "save_every", "mtbf", "keep", "store", "cloud", "max_hours"),
@@ -124,7 +124,7 @@ def _command(run: RunDirectory, copy: Path, end: Kept) -> tuple[tuple[str, ...],
     values |= {"name": run.path.name, "runs_dir": copy.parent, "tracker": "none", "save_every": f"{end.step}steps"}
     words = [f"--{name}={value if isinstance(value, str) else _text(value)}" for name, value in values.items()]
     processes = str(end.manifest["shape"]["processes"])
-    env = {name: value for name, value in environment().items() if name not in ("PITSTOP_STORE", "PITSTOP_OUTCOME")}
+    env = {name: value for name, value in os.environ.items() if name not in ("PITSTOP_STORE", "PITSTOP_OUTCOME")}
     command = build(program, words, processes=processes, config_file="", grace_seconds=END_SECONDS, env=env)
     return command.argv, command.env, folder if isinstance(folder, str) and Path(folder).is_dir() else os.getcwd()
 

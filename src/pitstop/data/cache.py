@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,13 +26,21 @@ class Decoded:
     notes: list[str]  # what was skipped or resized, in a few words each
 
 
+class Shelf(Protocol):
+    """Where other machines find what this one has decoded; `pitstop.store.Shelf` is one."""
+
+    def fetch(self, file: Path) -> bool: ...
+    def offer(self, file: Path) -> None: ...
+
+
 def load_or_build(
     file: Path,
     build: Callable[[], Decoded],
     *,
     say: Callable[[str], None],
+    shelf: Shelf | None = None,
 ) -> Decoded:
-    """What `file` holds; else what `build` returns, which is then kept in `file`, if disk and rights allow.
+    """What `file` holds, or the shelf; else what `build` returns, which is then kept in both, if disk and rights allow.
 
     One process builds, the others wait. A damaged file is built again.
     """
@@ -46,8 +55,11 @@ def load_or_build(
     with exclusive(file.with_suffix(".lock"), say=say):
         if found := _read(file, say):  # by the process that was waited for
             return found
+        if shelf and shelf.fetch(file) and (found := _read(file, say)):
+            return found
         built = build()
-        _write(file, built, say)
+        if _write(file, built, say) and shelf:
+            shelf.offer(file)
         return built
 
 
@@ -75,7 +87,7 @@ def _read(file: Path, say: Callable[[str], None]) -> Decoded | None:
     return Decoded(train, test, notes)
 
 
-def _write(file: Path, decoded: Decoded, say: Callable[[str], None]) -> None:
+def _write(file: Path, decoded: Decoded, say: Callable[[str], None]) -> bool:
     tensors = {
         f"{split}_{part}": tensor.contiguous()
         for split, images in (("train", decoded.train), ("test", decoded.test))
@@ -93,6 +105,8 @@ def _write(file: Path, decoded: Decoded, say: Callable[[str], None]) -> None:
         files.write_atomic(file, save(tensors, {METADATA_KEY: files.canonical_json(about)}))
     except (UserError, OSError) as error:
         say(f"Decoded images are not kept: {error}")
+        return False
+    return True
 
 
 def _tensor_names() -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from pitstop import files
 from pitstop.data import decode as decoding
 from pitstop.data.archive import Member, Source, open_source
-from pitstop.data.cache import Decoded, load_or_build
+from pitstop.data.cache import Decoded, Shelf, load_or_build
 from pitstop.data.images import ImageSet
 from pitstop.errors import UserError
 
@@ -42,6 +42,7 @@ def load_folder(
     image_size: int,
     cache: Path | None,
     say: Callable[[str], None],
+    shelf: Shelf | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Train and test set of `path`, a directory, .zip, .tar, .tar.gz or .tgz; 3 channels, image_size x image_size.
 
@@ -63,7 +64,7 @@ def load_folder(
             decoded = build()
         else:
             file = cache / f"{_cache_key(layout, image_size)}.safetensors"
-            decoded = load_or_build(file, build, say=say)
+            decoded = load_or_build(file, build, say=say, shelf=shelf)
     train, test = decoded.train, decoded.test
     lacking = [name for name, number in zip(test.classes, _per_class(test), strict=True) if number == 0]
     if lacking:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pitstop.data.archive import ARCHIVE_SUFFIXES
+from pitstop.data.cache import Shelf
 from pitstop.data.cifar import DATASETS, CifarName, load_cifar
 from pitstop.data.folder import load_folder
 from pitstop.data.images import ImageSet
@@ -23,11 +24,13 @@ def load(
     image_size: int,
     may_write: bool,
     say: Callable[[str], None],
+    shelf: Shelf | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Train and test set that `spec` names, of image_size x image_size.
 
     Downloads and decoded images are kept below `PITSTOP_DATA_DIR` (default `data`). Unless it `may_write` (a dry run)
-    nothing is downloaded, extracted or kept: a known set that is not there comes back on the `meta` device.
+    nothing is downloaded, extracted or kept: a known set that is not there comes back on the `meta` device. What was
+    decoded is offered to the `shelf`, for other machines.
 
     Raises:
         UserError: `spec` names nothing, or what it names cannot be used.
@@ -45,7 +48,7 @@ def load(
         _require_size(name, image_size)
         return load_cifar(name, folder, download=False, extract=may_write, say=say)
     cache = data_dir / "cache" if may_write else None
-    return load_folder(path, image_size=image_size, cache=cache, say=say)
+    return load_folder(path, image_size=image_size, cache=cache, say=say, shelf=shelf)
 
 
 def _cifar_at(path: Path) -> tuple[CifarName, Path] | None:

@@ -20,6 +20,7 @@ from pitstop.session import messages
 from pitstop.session.identity import definition, differences, refusal, run_path
 from pitstop.session.remote import Remote
 from pitstop.stopper import stop_file
+from pitstop.store import Shelf
 
 LOCK_WAIT_SECONDS = 10.0
 OUTCOME = "PITSTOP_OUTCOME"  # set by `pitstop launch`: a file
@@ -46,6 +47,7 @@ class Attempt:
         self._heartbeat: Heartbeat | None = None
         self._reached: Callable[[], dict[str, Any]] = dict
         self._remote: Remote | None = None
+        self.shelf: Shelf | None = None
         self._accepted: list[str] = []
         self._ended = False
 
@@ -63,6 +65,7 @@ class Attempt:
             self._remote = Remote(self.config.store, self.run, keep=self.config.keep, say=self.say)
             self.run.take(LOCK_WAIT_SECONDS)
             self._remote.fetch()
+            self.shelf = Shelf(self.config.store, self.say)
         if not self.run.exists():
             return False
         self.run.lock.acquire(LOCK_WAIT_SECONDS)
@@ -87,6 +90,10 @@ class Attempt:
         if lines and not self.config.accept_change:
             raise refusal(self.run.path, lines)
         return lines
+
+    def owns(self, train: dict[str, Any], test: dict[str, Any]) -> None:
+        """The data, by their fingerprints, are part of what defines the run."""
+        self.definition["data_set"] = train if train == test else {"train": train, "test": test}
 
     def open(self) -> None:
         """Makes the directory if it is new, takes its lock, and writes down that an attempt begins.

@@ -1,6 +1,7 @@
 """This process among its kind: rank, world, device, Accelerate."""
 
 import os
+import time
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,10 @@ from pitstop import machine
 from pitstop.config import RecipeConfig
 from pitstop.precision import Precision, resolve
 
-GROUP_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the others, and the bill
+GROUP_SECONDS = "PITSTOP_GROUP_SECONDS"  # environment: after so long a rank that hangs ends the others, and the bill
+# Torch before 2.8 keeps the GIL while it waits for gloo's threads to end, and a thread that still holds a tensor of a
+# collective waits for the GIL: forever, both. So they get it first. (https://github.com/pytorch/pytorch/pull/154976)
+SETTLE_SECONDS = 0.1
 
 
 def launched_rank() -> int:
@@ -73,6 +77,7 @@ class Place:
         """All ranks leave together: the first to exit would make the launcher end rank 0 in the middle of its files."""
         if self.world > 1:
             torch.distributed.barrier()
+            time.sleep(SETTLE_SECONDS)
             torch.distributed.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -100,7 +105,7 @@ def find(config: RecipeConfig) -> Place:
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
-    handlers = [ddp, InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)]
+    handlers = [ddp, InitProcessGroupKwargs(timeout=timedelta(seconds=float(os.environ.get(GROUP_SECONDS) or "600")))]
     if "MASTER_ADDR" not in os.environ:
         machine.check_world(1)  # there is no way to meet: each process would be alone
     # Precision is ours: see pitstop.precision.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pitstop import checkpoint, store
 from pitstop.rundir import RunDirectory
 
-FINISH_SECONDS = 600.0  # for the last uploads, where nobody waits for the machine
+FINISH_SECONDS = 300.0  # for the last uploads; other ranks wait meanwhile, not for ever
 
 
 class Remote:

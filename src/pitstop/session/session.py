@@ -55,14 +55,14 @@ class Session:
     @classmethod
     @contextmanager
     def open(cls, config: RecipeConfig, recipe: str) -> Iterator["Session"]:
-        """A session for the recipe in the file `recipe`.
-
-        Raises:
-            SystemExit: 0 the run was finished before; 2 a person must put something right; 75 stopped, start again;
-                76 stopped, a person decides.
-        """
+        """A session for the recipe in the file `recipe`. Leaves by SystemExit: see `life`."""
         with life(config, Path(recipe)) as parts:
             yield cls(config, *parts)
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """How data are brought: arguments of `pitstop.data.load`."""
+        return {"may_write": not self.config.dry_run, "say": self.say, "shelf": self._attempt.shelf}
 
     @property
     def slice(self) -> dict[str, int]:
@@ -81,9 +81,7 @@ class Session:
 
     def own(self, train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
         """Makes the data part of what defines the run, and resident on the device."""
-        same = train.fingerprint == test.fingerprint  # of both sets together
-        both = train.fingerprint if same else {"train": train.fingerprint, "test": test.fingerprint}
-        self._attempt.definition["data_set"] = both
+        self._attempt.owns(train.fingerprint, test.fingerprint)
         return train.to(self.device), test.to(self.device)
 
     def track(self, **owners: state.Stateful) -> None:
