@@ -41,16 +41,19 @@ def attempt():
     return len((FOLDER / "attempts").read_text().splitlines())
 
 def daemon():
-    """A grandchild of its own session that ignores every polite signal."""
+    """A grandchild of its own session that ignores every polite signal, from before this returns."""
+    reading, writing = os.pipe()
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             note("daemon", str(os.getpid()))
+            os.write(writing, b".")
             time.sleep(60)
         os._exit(0)
     os.wait()
+    os.read(reading, 1)
 
 def sleep_until(name):
     while not (FOLDER / name).exists():

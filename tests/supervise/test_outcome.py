@@ -35,7 +35,7 @@ def test_the_word_is_read(tmp_path: Path) -> None:
         "step": 4,
     }
     path.write_text(json.dumps(record))
-    assert read_outcome(path) == Outcome(Path("/runs/r"), "now", "x", 75, 4)
+    assert read_outcome(path) == Outcome(Path("/runs/r"), "now", "x", 75)
 
 
 @pytest.mark.parametrize(

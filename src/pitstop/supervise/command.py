@@ -1,7 +1,6 @@
 """What is started: the recipe itself, or `accelerate launch` where there are several processes."""
 
 import math
-import os
 import shutil
 import socket
 import subprocess
@@ -103,7 +102,3 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def environment() -> dict[str, str]:
-    return dict(os.environ)

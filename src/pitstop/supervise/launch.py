@@ -17,7 +17,7 @@ from pitstop.errors import FAILED, FINISHED, UserError
 from pitstop.flags import LOOKS_LIKE_A_FLAG, parse
 from pitstop.supervise import STOP_SIGNALS
 from pitstop.supervise.child import Child, next_signal
-from pitstop.supervise.command import Command, build, environment, value_of
+from pitstop.supervise.command import Command, build, value_of
 from pitstop.supervise.detach import detach
 from pitstop.supervise.outcome import GiveUp, Patience, Verdict, judge, read_outcome, stop_code
 from pitstop.supervise.processes import become_subreaper, reap, require_linux, send
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         processes=flags.processes,
         config_file=flags.config_file,
         grace_seconds=flags.grace,
-        env=environment(),
+        env=os.environ,
     )
     if flags.detach:
         runs_dir = value_of("runs_dir", words) or os.environ.get("PITSTOP_RUNS_DIR") or "runs"

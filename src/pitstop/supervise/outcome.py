@@ -26,7 +26,6 @@ class Outcome:
     restart: str = ""  # now, person or never; empty: it has not ended by its own word
     reason: str = ""
     exit_code: int = FAILED
-    step: int | None = None
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -35,14 +34,13 @@ def read_outcome(path: Path) -> Outcome:
         record: dict[str, Any] = dict(read_json(path, limit_bytes=1 << 20))
     except (OSError, ValueError, TypeError):
         return Outcome()
-    run, restart, code, step = (record.get(key) for key in ("run", "restart", "exit_code", "step"))
+    run, restart, code = (record.get(key) for key in ("run", "restart", "exit_code"))
     known = restart if restart in CODE_OF else ""
     return Outcome(
         run=Path(run) if isinstance(run, str) and run else None,
         restart=known,
         reason=str(record.get("reason") or ""),
         exit_code=code if isinstance(code, int) and 0 <= code < 256 else CODE_OF.get(known, FAILED),
-        step=step if isinstance(step, int) else None,
     )
 
 
