@@ -1,0 +1,191 @@
+"""A terminal that closes, a reader that leaves, a launcher that dies: under the real `accelerate launch`, and without.
+
+A closed terminal never ends a run; a launcher that dies alone does, with a checkpoint, for its own restart would else
+meet an orphan.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.harness import TINY, Job, Run, assert_same
+from faults.holding import steps, stopped
+
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1"]
+SLOW = {"STEP_SECONDS": "0.15"}
+ONE_THREAD = {"LOCAL_WORLD_SIZE": str(os.cpu_count())}  # as the clean run has
+
+
+def start(run: Run, program: list[str], *, terminal: int | None = None, **env: str) -> subprocess.Popen[bytes]:
+    """tiny.py by a real interpreter, in a session of its own, on a terminal or with its output in out.txt."""
+    command = [sys.executable, *program, str(TINY), "--name", "r", "--tracker", "none", "--precision", "fp32"]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "STEP_LOG": str(run.folder / "steps.jsonl"),
+        **ONE_THREAD,
+        **run.env,
+        **env,
+    }
+    with open(run.folder / "out.txt", "ab") as out:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+        if terminal is not None:
+            streams = dict.fromkeys(streams, terminal)
+
+        def own_terminal() -> None:
+            if terminal is not None:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        return subprocess.Popen(
+            command, cwd=run.folder, env=environment, start_new_session=True, preexec_fn=own_terminal, **streams
+        )
+
+
+def trains(run: Run, more: int = 3) -> int:
+    """Waits until `more` steps are computed. Returns the pid of the process that computes."""
+    goal, deadline = steps(run) + more, time.monotonic() + 120
+    while steps(run) < goal:
+        assert time.monotonic() < deadline, (run.folder / "out.txt").read_text()
+        time.sleep(0.02)
+    return int(str(run.status()["pid"]))
+
+
+def state(pid: int) -> str:
+    """By the process table; empty: there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def ends(pid: int, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while state(pid) not in ("", "Z"):
+        assert time.monotonic() < deadline, f"process {pid} survives"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """As sshd does it: the other side closes. The launcher dies of SIGHUP, the recipe gets SIGHUP and EIO, and ends."""
+    run = tiny()
+    master, slave = os.openpty()
+    launcher = start(run, LAUNCH, terminal=slave, **SLOW)
+    os.close(slave)
+    os.set_blocking(master, False)
+    pid = trains(run)
+    assert pid != launcher.pid
+    seen = os.read(master, 1 << 16)
+    assert b"attempt 1 begins at step 0" in seen
+    os.close(master)
+    assert launcher.wait(30) == -signal.SIGHUP
+    assert run.status()["step"] < 20, "it was over before the terminal closed"
+    ends(pid)
+    assert run.status()["state"] == "finished", run.log()
+    assert run.status()["attempt"] == 1
+    assert_same(run, clean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_launcher_that_dies_alone(number: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """It passes nothing on; the kernel tells the recipe, which saves and leaves: no orphan trains on, unpaid for."""
+    run = tiny()
+    launcher = start(run, LAUNCH, **SLOW)
+    pid = trains(run)
+    os.kill(launcher.pid, number)
+    launcher.wait(10)
+    ends(pid, 10)
+    status = stopped(run, "now")
+    assert status["reason"] == "the launcher has died"
+    assert 0 < int(str(status["step"])) < 26
+    assert f"step-{status['step']:08d}" in run.checkpoints()
+    assert [event["exit_code"] for event in run.events("stopped")] == [75]
+    run.finish()
+    assert_same(run, clean())
+
+
+@pytest.mark.slow
+def test_nohup_and_a_shell_that_leaves(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """A shell is no launcher: the recipe outlives it, and SIGHUP."""
+    run = tiny()
+    script = f'nohup "$0" "$@" > {run.folder}/nohup.txt 2>&1 & sleep 0.2'
+    shell = subprocess.Popen(
+        ["sh", "-c", script, sys.executable, str(TINY), "--name", "r", "--tracker", "none", "--precision", "fp32"],
+        cwd=run.folder,
+        env=os.environ
+        | {"STEP_LOG": str(run.folder / "steps.jsonl"), "CUDA_VISIBLE_DEVICES": "", **ONE_THREAD, **SLOW},
+        start_new_session=True,
+    )
+    assert shell.wait(60) == 0
+    pid = trains(run)
+    os.kill(pid, signal.SIGHUP)
+    ends(pid)
+    assert run.status()["state"] == "finished", run.log()
+    assert_same(run, clean())
+
+
+def test_a_reader_that_leaves(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """stdout and stderr are a pipe (`| head`): EPIPE, in print, in tqdm, in a signal handler, in the last flush."""
+    run = tiny("--log_every", "1")
+    pipe = run.folder / "out-1.txt"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    job = run.start(STEP_SECONDS="0.05")
+    unlink_when_open(run, job, pipe)
+    assert b"attempt 1 begins" in os.read(reader, 1 << 16)
+    os.close(reader)
+    job.wait()
+    assert job.codes == [0]
+    assert run.status()["state"] == "finished"
+    assert_same(run, clean("--log_every", "1"))
+    assert "step 26  epoch" in run.log()
+
+
+def unlink_when_open(run: Run, job: Job, path: Path) -> None:
+    """Whoever opens it again (`Job.text`, for a message) would be a reader, and wait."""
+    while steps(run) < 3:
+        assert not job.over.wait(0.01), job.codes
+    path.unlink()
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_terminal_that_is_gone(stop: bool, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """EIO, without any signal: a live bar writes there all the time. A stop still works, and says so in train.log."""
+    run = tiny("--log_every", "1")
+    master, slave = os.openpty()
+    (run.folder / "out-1.txt").symlink_to(os.ttyname(slave))
+    job = run.start(STEP_SECONDS="0.05")
+    unlink_when_open(run, job, run.folder / "out-1.txt")
+    seen = b""
+    while b"step/s" not in seen:  # the live bar
+        seen += os.read(master, 1 << 16)
+    os.close(slave)
+    os.close(master)
+    time.sleep(0.2)
+    if stop:
+        job.signal(signal.SIGTERM)
+    job.wait()
+    assert job.codes == [75 if stop else 0]
+    if stop:
+        assert stopped(run, "now")["reason"] == "SIGTERM"
+        assert "stopped at step" in run.log()
+        run.finish()
+    assert_same(run, clean("--log_every", "1"))
+
+
+def test_the_terminal_of_the_tests_behaves_as_a_closed_one() -> None:
+    """The oracle: what a write to it gives."""
+    master, slave = os.openpty()
+    os.close(master)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        os.write(slave, b"x")
+    os.close(slave)
