@@ -7,7 +7,9 @@ meet an orphan.
 import errno
 import fcntl
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -162,11 +164,13 @@ def test_a_terminal_that_is_gone(stop: bool, tiny: Callable[..., Run], clean: Ca
     """EIO, without any signal: a live bar writes there all the time. A stop still works, and says so in train.log."""
     run = tiny("--log_every", "1")
     master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # tqdm shows nothing on no columns
     (run.folder / "out-1.txt").symlink_to(os.ttyname(slave))
     job = run.start(STEP_SECONDS="0.05")
     unlink_when_open(run, job, run.folder / "out-1.txt")
     seen = b""
     while b"step/s" not in seen:  # the live bar
+        assert select.select([master], [], [], 10)[0], seen
         seen += os.read(master, 1 << 16)
     os.close(slave)
     os.close(master)
