@@ -60,13 +60,13 @@ class Job:
 class Warm:
     """The warm process; see `warm.py`."""
 
-    def __init__(self) -> None:
+    def __init__(self, **env: str) -> None:
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count()
         self._ready = threading.Event()
         self._write = threading.Lock()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PITSTOP_", "WANDB_", "ACCELERATE_"))}
-        self._environment = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", **environment}
+        self._environment = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", **environment, **env}
         self._process = subprocess.Popen(
             [sys.executable, TESTS / "faults" / "warm.py"],
             stdin=subprocess.PIPE,
@@ -75,6 +75,10 @@ class Warm:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def _read(self) -> None:
         assert self._process.stdout is not None
