@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from pitstop.config import RecipeConfig, mark
 from pitstop.errors import BAD_USAGE, UsageError
+from pitstop.files import tell_launcher
 from pitstop.usage import default_text, described, expected, help_text, shown
 
 C = TypeVar("C", bound=BaseModel)
@@ -112,6 +113,8 @@ def bind(config_type: type[C], argv: Sequence[str], words: Sequence[str] = ()) -
 def usage_exit(message: str) -> NoReturn:
     """Says on the first rank what is wrong, and leaves with code 2 on all."""
     _say(message, sys.stderr)
+    if _leads():
+        tell_launcher(state="failed", restart="person", reason=message.splitlines()[0], exit_code=BAD_USAGE)
     raise SystemExit(BAD_USAGE)
 
 
@@ -120,8 +123,12 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name.lower(), names, n=1)), None)
 
 
+def _leads() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 def _say(message: str, stream: Any) -> None:
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    if _leads():
         print(message, file=stream, flush=True)
 
 

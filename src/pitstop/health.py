@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 # Steps in a row. fp16 begins with a scale of 2**16 and halves it in each step that overflows: down to 2**-4 before this
@@ -18,8 +17,11 @@ class Health:
 
     def add(self, metrics: Iterable[Tensor], overflow: Tensor) -> None:
         """One step: its metrics, scalars on the device, and a scalar that is not 0 if its gradient was not finite."""
-        bad = ~torch.isfinite(torch.stack([metric.float() for metric in metrics])).all() | (overflow > 0).squeeze()
-        self._row = torch.where(bad, 1 if self._row is None else self._row + 1, 0)
+        signs = overflow.squeeze()
+        for metric in metrics:
+            signs = signs + metric * 0  # NaN, where the metric is NaN or infinite: few operations, as it is every step
+        bad = signs != 0
+        self._row = bad.long() if self._row is None else (self._row + 1) * bad
 
     def in_a_row(self) -> int:
         """Reads the device."""

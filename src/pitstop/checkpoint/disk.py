@@ -96,11 +96,14 @@ def verify(path: Path) -> Checkpoint:
     """Reads a checkpoint whole and compares every hash.
 
     Raises:
-        ValueError: it is torn, altered, or of another format; OSError: a file is missing or cannot be read.
+        ValueError: it is torn, altered, or of an older format; OSError: a file is missing or cannot be read.
+        UserError: a later pitstop wrote it.
     """
     manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(f"{path} was written by a later pitstop: update this one (pip install -U pitstop).")
+    if found != FORMAT:
         raise ValueError(f"its format is {found}, {FORMAT} was expected")
     if manifest.get("seal") != seal(manifest):
         raise ValueError("its manifest is not what was written: its SHA-256 is another")
@@ -180,10 +183,5 @@ def _verify_marked(directory: Path, path: Path, tries: int) -> Checkpoint:
 
 
 def _complain(path: Path, why: str, complain: Say) -> None:
-    written_as = 0
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        written_as = int(read_json(path / MANIFEST).get("format"))
-    if written_as > FORMAT:
-        raise UserError(f"{path} was written by a later pitstop: update this one (pip install -U pitstop).")
     aside = _set_aside(path)
     complain(f"CHECKPOINT {path.name} IS BAD AND NOT USED: {why}. It is kept as {aside}; the one before is tried.")

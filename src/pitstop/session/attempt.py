@@ -1,6 +1,5 @@
 """What one attempt says and writes down: the side of a session that only rank 0 has."""
 
-import contextlib
 import os
 import secrets
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 from pitstop.config import RecipeConfig
 from pitstop.disks import fleeting
 from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, StoppedError, UserError
-from pitstop.files import write_json
+from pitstop.files import tell_launcher, write_json
 from pitstop.meter import Meter
 from pitstop.record import Progress, Tracker
 from pitstop.rundir import Heartbeat, RunDirectory, now
@@ -23,7 +22,6 @@ from pitstop.stopper import stop_file
 from pitstop.store import Shelf
 
 LOCK_WAIT_SECONDS = 10.0
-OUTCOME = "PITSTOP_OUTCOME"  # set by `pitstop launch`: a file
 OTHER_RANK_WAITS_SECONDS = 3.0
 RESTART = {
     FINISHED: "never",
@@ -70,9 +68,12 @@ class Attempt:
             return False
         self.run.lock.acquire(LOCK_WAIT_SECONDS)
         self._accepted = self._changes()
-        finished = not self._accepted and self.run.status().get("state") == "finished"
+        finished = self._ended = not self._accepted and self.run.status().get("state") == "finished"
         if finished:
             self._tell_launcher(state="finished", restart="never", exit_code=FINISHED)
+            if self._remote:  # what did not get up when it finished
+                self._remote.start(self.run.status().get("attempt", 0))
+                self._remote.finish(None)
             print(messages.finished(self.run.path, self.run.status()))
         else:
             self._begin()
@@ -121,17 +122,15 @@ class Attempt:
         self._heartbeat = Heartbeat(self.run, lambda: self._reached())
         self._heartbeat.start()
         if self._remote:
-            self._remote.start()
+            self._remote.start(self.run.attempt)
 
     def taken_over(self) -> str:
         """Another machine has taken this run over: why to stop, or nothing."""
         return self._remote.taken_over() if self._remote else ""
 
     def _tell_launcher(self, **how_it_ended: Any) -> None:
-        """`pitstop launch` reads there where the run is, and how the attempt ended: exit codes do not come through."""
-        if self.leads and (file := os.environ.get(OUTCOME)):
-            with contextlib.suppress(OSError):  # it then takes the process for one that died without a word
-                write_json(Path(file), {"run": str(self.run.path.resolve()), "pid": os.getpid(), **how_it_ended})
+        if self.leads:
+            tell_launcher(run=str(self.run.path.resolve()), **how_it_ended)
 
     def _write_config(self, kept: dict[str, Any]) -> None:
         config = {"format": 1, "definition": self.definition, "config": self.config.model_dump(mode="json")}
@@ -233,8 +232,10 @@ class Attempt:
 
     def close(self, code: int, reason: str) -> None:
         """Lets go of the run; called however the attempt went."""
-        if not self._ended:
+        if not self._ended and self.run.is_open:  # a dry run, and one that was asked to stop before, leave no word
             self.ended("stopped", reason or "left before the end", code)
+        elif self._remote:
+            self._remote.finish(0.0)
         if self._progress:
             self._progress.close()
         self.run.close()

@@ -7,6 +7,8 @@ from pitstop.rundir import RunDirectory
 
 FINISH_SECONDS = 300.0  # for the last uploads; other ranks wait meanwhile, not for ever
 
+LEASE_SECONDS = 30.0  # a fresh machine waits so long after one that died without a word
+
 
 class Remote:
     """Only rank 0 has one, and only with --store. `fetch`, then `start`, then `committed` after each checkpoint."""
@@ -23,7 +25,7 @@ class Remote:
         Raises:
             UserError: another machine is at this run, or the store does not answer.
         """
-        self._lease = store.Lease(self._bucket, self._run.path, say=self._say)
+        self._lease = store.Lease(self._bucket, self._run.path, say=self._say, ttl_seconds=LEASE_SECONDS)
         self._lease.acquire()
         step = store.bring_back(
             self._bucket, self._run.path, verify=lambda path: checkpoint.verify(path).step, say=self._say
@@ -31,11 +33,11 @@ class Remote:
         if step is not None:
             self._say(f"store: brought the checkpoint of step {step}")
 
-    def start(self) -> None:
-        """An attempt has begun: from here on files go up."""
+    def start(self, attempt: int) -> None:
+        """From here on files go up."""
         assert self._lease is not None, "fetch() comes first"
         self._mirror = store.Mirror(
-            self._bucket, self._run.path, self._lease, attempt=self._run.attempt, keep=self._keep, say=self._say
+            self._bucket, self._run.path, self._lease, attempt=attempt, keep=self._keep, say=self._say
         )
         self._mirror.start()
 

@@ -150,6 +150,7 @@ class Session:
         self._saver.ready(self.step if about else -1, tensors | state.collect(self._model, self._optimizer))
         if about is None:
             return
+        self._attempt.saved(self.step, [])  # the store may lack it
         self._attempt.run.event("restore", step=self.step, seconds=round(took_seconds, 3))
         if changes := differences(about["shape"], self._shape):
             self._attempt.run.event("shape_changed", step=self.step, changes=changes)
