@@ -5,7 +5,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 OLDEST = torch==2.6.0 torchvision==0.21.0 accelerate==1.3.0 timm==1.0.13 safetensors==0.5.0 numpy==1.26.0 \
          pillow==10.0.0 pydantic==2.7.0 fire==0.7.0 tqdm==4.66.0 scikit-learn==1.4.0 wandb==0.31.0
 
-.PHONY: setup check test bench format oldest
+.PHONY: setup check test storm bench format oldest
 
 setup:  ## .venv with pitstop and the tools; a torch that is already in it stays
 	python3 -m venv .venv
@@ -19,6 +19,9 @@ check:
 
 test:
 	$(PYTHON) -m pytest
+
+storm:  ## 500 restarts, each ended by kill -9 (RESTARTS=100 for fewer): the same bits, nothing leaked
+	$(PYTHON) tests/faults/storm.py --restarts $(or $(RESTARTS),500)
 
 bench:  ## prints tables, asserts nothing
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(PYTHON) "$$program"; done

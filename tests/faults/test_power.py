@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from faults import saves
-from faults.power import Call, Recorder, State, read_tree, states, write_tree
+from faults.power import State, states
+from faults.recorder import Call, Recorder, read_tree, write_tree
 from faults.saves import CONFIG, KEEP, Disk
 
 from pitstop import checkpoint
@@ -145,18 +146,10 @@ def test_a_disk_that_keeps_what_it_must(disk: Path) -> None:
     assert check_all(disk, calls, ordered=False) > 1000
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="metrics.jsonl is fsynced, its name is not: a checkpoint may outlive the rows that it counts",
-)
 def test_the_name_of_the_metrics(disk: Path) -> None:
     check_all(disk, record(disk / "recorded", prepared=("directories",)), ordered=False)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the directories that a run makes above its own are not fsynced: it may be lost with all its checkpoints",
-)
 def test_the_names_of_the_directories(disk: Path) -> None:
     calls = record(disk / "recorded", prepared=())
     lost = [state for state in states(calls, ordered=False) if state.notes and "runs/r/checkpoints" not in state.tree]
