@@ -306,7 +306,7 @@ def main(config: Config) -> None:
             log_step(session, batch, augmentation)
             if seconds := float(os.environ.get("STEP_SECONDS", "0")):
                 time.sleep(seconds)
-            if os.environ.get("RAISE_AT") == str(batch.step):
+            if os.environ.get("RAISE_AT") == str(batch.step) and str(session.rank) == os.environ.get("RAISE_RANK", "0"):
                 raise RuntimeError("a defect of the recipe's")
             instants.step = session.step + 1
             instants.at(f"step:{session.step + 1}")
