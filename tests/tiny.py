@@ -19,6 +19,7 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
     POISON_AT    K: a weight is NaN after the update of step K
     HOLD_AT      an instant as above: there FILE.held appears, and it waits until FILE.go does
     HOLD         FILE
+    NETNS        the network namespace in which it runs, as if on another machine
     NEW_GROUP    1: the process leads a group of its own
     WORKERS      how many processes of a DataLoader bring the batches
     WORKER_FAULT kill:K or hang:K: what becomes of the worker that shall bring step K
@@ -28,6 +29,7 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
     LEASE_TTL    seconds that a lease in the store lives, instead of its own
 """
 
+import ctypes
 import errno
 import json
 import os
@@ -231,6 +233,9 @@ def main(config: Config) -> None:
     from pitstop.evaluate import evaluate
     from pitstop.session import Session
 
+    if name := os.environ.get("NETNS"):
+        with open(f"/run/netns/{name}") as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0
     if os.environ.get("NEW_GROUP") == "1":
         os.setpgid(0, 0)
     instants = Instants()
