@@ -13,7 +13,7 @@ from faults.recorder import Call, Recorder, read_tree, write_tree
 from faults.saves import CONFIG, KEEP, Disk
 
 from pitstop import checkpoint
-from pitstop.files import fsync_directory, write_json
+from pitstop.files import write_json
 from pitstop.record import Metrics
 from pitstop.rundir import RunDirectory
 
@@ -63,29 +63,18 @@ def damage(path: Path, recorder: Recorder) -> None:
     os.close(descriptor)
 
 
-def record(root: Path, *, prepared: tuple[str, ...]) -> list[Call]:
-    """The calls of two attempts, the second of which finds the newest checkpoint damaged. The names that are prepared
-    are on the disk before."""
+def record(root: Path) -> list[Call]:
+    """The calls of two attempts, the second of which finds the newest checkpoint damaged."""
     root.mkdir()
     path = root / "runs" / "r"
     with pytest.MonkeyPatch.context() as patch:
         recorder = Recorder(root, patch)
-        prepare(path, prepared)
         assert attempt(path, 3, recorder) == 3
         damage(path / "checkpoints" / DAMAGED / "state.safetensors", recorder)
         assert attempt(path, 2, recorder) == 4
         recorder.close_all()
     assert recorder.live.tree() == read_tree(root), "something went past the recorder"
     return recorder.calls
-
-
-def prepare(path: Path, names: tuple[str, ...]) -> None:
-    if "directories" in names:
-        os.makedirs(path / "checkpoints")
-    if "metrics" in names:
-        os.close(os.open(path / "metrics.jsonl", os.O_WRONLY | os.O_CREAT))
-    for folder in (path, *path.parents[:2]) if names else ():
-        fsync_directory(folder)
 
 
 def durable_step(notes: list[object]) -> int:
@@ -136,24 +125,14 @@ def check_all(folder: Path, calls: list[Call], *, ordered: bool) -> int:
 
 @pytest.mark.slow
 def test_a_disk_that_keeps_the_order_of_names(disk: Path) -> None:
-    calls = record(disk / "recorded", prepared=())
+    calls = record(disk / "recorded")
     assert check_all(disk, calls, ordered=True) > 1000
 
 
 @pytest.mark.slow
 def test_a_disk_that_keeps_what_it_must(disk: Path) -> None:
-    calls = record(disk / "recorded", prepared=("directories", "metrics"))
+    calls = record(disk / "recorded")
     assert check_all(disk, calls, ordered=False) > 1000
-
-
-def test_the_name_of_the_metrics(disk: Path) -> None:
-    check_all(disk, record(disk / "recorded", prepared=("directories",)), ordered=False)
-
-
-def test_the_names_of_the_directories(disk: Path) -> None:
-    calls = record(disk / "recorded", prepared=())
-    lost = [state for state in states(calls, ordered=False) if state.notes and "runs/r/checkpoints" not in state.tree]
-    assert not lost, f"{lost[0].notes} were saved, and there is no directory"
 
 
 def without_fsync(calls: list[Call], entry: str) -> list[Call]:
@@ -162,9 +141,11 @@ def without_fsync(calls: list[Call], entry: str) -> list[Call]:
     return [call for call in calls if call.kind != "fsync" or call.node not in nodes]
 
 
-@pytest.mark.parametrize("entry", ["state.safetensors", "manifest.json", ".tmp-step", "checkpoints", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "entry", ["state.safetensors", "manifest.json", ".tmp-step", "checkpoints", "metrics.jsonl", "runs"]
+)
 def test_each_fsync_is_needed(disk: Path, entry: str) -> None:
     """The states that are made up here do find it, if one is missing."""
-    calls = record(disk / "recorded", prepared=("directories", "metrics"))
+    calls = record(disk / "recorded")
     with pytest.raises(AssertionError):
         check_all(disk, without_fsync(calls, entry), ordered=False)
