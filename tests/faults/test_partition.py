@@ -1,4 +1,4 @@
-"""Two machines, a rank on each, and the cable between them is cut: two network namespaces and a pair of virtual cards."""
+"""Two machines, a rank on each, and the cable between them is cut: two network namespaces and two virtual cards."""
 
 import os
 import subprocess
