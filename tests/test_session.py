@@ -238,7 +238,7 @@ def test_accelerate_launch(ranks: int, tiny: Callable[..., Run], clean: Callable
             command = [*launcher, *options, str(TINY), *flags]
             return subprocess.Popen(command, cwd=run.folder, env=env | more, stdout=out, stderr=out)
 
-    process = start(STEP_SECONDS="0.1")
+    process = start(STEP_SECONDS="0.1", SAVES_WAIT="1")
     deadline = time.monotonic() + 90
     while not [row for row in run.step_log() if row["step"] == 7]:
         assert process.poll() is None, (run.folder / "out.txt").read_text()

@@ -25,6 +25,7 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
     WORKER_FAULT kill:K or hang:K: what becomes of the worker that shall bring step K
     OUT_OF_MEMORY_AT  K: the device has no memory left in step K
     STEP_SECONDS sleep so long in each step
+    SAVES_WAIT   if set, each save is waited for: a kill some steps later, on however slow a machine, finds it done
     LOCK_WAIT    seconds instead of the ten for which a second process waits
     LEASE_TTL    seconds that a lease in the store lives, instead of its own
 """
@@ -316,7 +317,7 @@ def main(config: Config) -> None:
             instants.step = session.step + 1
             instants.at(f"step:{session.step + 1}")
             session.commit({"loss": loss})
-            if instants.full:
+            if instants.full or os.environ.get("SAVES_WAIT"):
                 session._saver.poll(session._rows.clock, wait=True)
             instants.at(f"commit:{session.step}")
 

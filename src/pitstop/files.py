@@ -193,7 +193,7 @@ class AppendOnly:
             try:
                 self._pay()
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
                     raise
 
     def _pay(self) -> None:

@@ -154,8 +154,12 @@ class RunDirectory:
             UserError: it cannot be made, or has no locks. RunInUseError: another process is at it.
         """
         try:
+            there = next(parent for parent in self.path.absolute().parents if parent.exists())
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            fsync_directory(self.path)
+            for folder in (self.path.absolute(), *self.path.absolute().parents):
+                fsync_directory(folder)
+                if folder == there:
+                    break
         except OSError as error:
             raise UserError(
                 f"the run directory {self.path} cannot be made ({error.strerror}): choose another with --runs_dir."

@@ -225,9 +225,6 @@ def test_the_whole_run_directory(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="AppendOnly raises EIO and EROFS in the middle of a step: a traceback, restart now"
-)
 @pytest.mark.parametrize("how", [shut_down, trip])
 def test_the_whole_run_directory_in_order(
     how: Callable[[Path], None], tmp_path: Path, tiny: Callable[..., Run], mounted: Callable[..., None]

@@ -145,7 +145,7 @@ def test_overflow_of_fp16_before_and_after_a_resume(tiny: Callable[..., Run], cl
     assert [step for step in backoffs if step <= 12], f"no overflow before the restart: {scales}"
     assert [step for step in backoffs if step > 12], f"no overflow after the restart: {scales}"
     run = tiny(*FP16, "--save_every", "4steps", **EMULATED)
-    run.killed("step:14")
+    run.killed("step:14", SAVES_WAIT="1")
     saved = run.manifest("step-00000012")["state"]["scaler"]
     assert saved["scale"] == scales[11] != 65536.0  # the log gives the scale after each step
     run.finish()
@@ -156,8 +156,8 @@ def test_overflow_of_fp16_before_and_after_a_resume(tiny: Callable[..., Run], cl
 def test_rows_beyond_the_checkpoint_are_cut(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """The row of step 14 is on disk when the newest checkpoint is that of step 10."""
     run = tiny("--save_every", "5steps")
-    run.killed("step:6")
-    run.killed("step:15")
+    run.killed("step:6", SAVES_WAIT="1")
+    run.killed("step:15", SAVES_WAIT="1")
     assert [name for name in run.checkpoints() if name.startswith("step")] == ["step-00000005", "step-00000010"]
     run.finish()
     assert_same(run, clean())

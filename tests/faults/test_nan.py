@@ -88,7 +88,6 @@ def test_files_stay_json(tiny: Callable[..., Run]) -> None:
     strict((run.path / "status.json").read_text())
 
 
-@pytest.mark.xfail(strict=True, reason="defect: checkpoint.disk.write writes the NaN of a pending loss as NaN")
 def test_manifests_stay_json(tiny: Callable[..., Run]) -> None:
     """The losses since the last row are in it, one of them NaN."""
     run = tiny("--save_every", "1steps", "--keep", "100", "--epochs", "1.3", NAN_AT="10-10")
@@ -153,7 +152,6 @@ def test_a_weight_that_is_nan(ranks: int, tiny: Callable[..., Run], clean: Calla
     assert_same(run, clean(ranks=ranks))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: finish() does not ask whether the last state was poisoned")
 def test_a_weight_that_is_nan_at_the_end(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """No step follows that could stop: the run must not call itself finished."""
     run = tiny(*SAVES)
@@ -166,7 +164,6 @@ def test_a_weight_that_is_nan_at_the_end(tiny: Callable[..., Run], clean: Callab
     assert_same(run, clean())
 
 
-@pytest.mark.xfail(strict=True, reason="defect: _stop() keeps the code that it was called with")
 def test_signals_do_not_save_what_is_poisoned(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     run = tiny(*SAVES)
     job = run.go(POISON_AT="10", KILL_AT="step:11", KILL_SIGNAL="TERM")

@@ -234,11 +234,6 @@ def test_every_call_of_a_save_refused(saves: Saves, folder: Path, beginnings: li
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="checkpoint.newest takes an EIO of its own mark, loading.json, for one of the checkpoint: it sets good ones "
-    "aside, and the run begins anew",
-)
 def test_every_call_of_a_load_refused(saves: Saves, folder: Path, beginnings: list[Beginning]) -> None:
     """It may end the attempt; it must not make a good checkpoint a bad one."""
     sweep(saves, folder, refused_loads(beginnings))

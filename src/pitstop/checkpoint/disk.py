@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pitstop.errors import UserError
-from pitstop.files import canonical_json, new_directory, read_json, remove_tree, sha256, write_json, write_new
+from pitstop.files import canonical_json, new_directory, plain, read_json, remove_tree, sha256, write_json, write_new
 
 FORMAT = 1
 STATE, MANIFEST, LOADING = "state.safetensors", "manifest.json", "loading.json"
@@ -69,7 +69,8 @@ def write(directory: Path, step: int, data: bytes | memoryview, about: dict[str,
     Raises:
         OSError: it could not be written; what was there before is untouched.
     """
-    manifest = {"format": FORMAT, "step": step, **about, "files": {STATE: {"bytes": len(data), "sha256": sha256(data)}}}
+    files = {STATE: {"bytes": len(data), "sha256": sha256(data)}}
+    manifest = plain({"format": FORMAT, "step": step, **about, "files": files})  # a pending loss may be NaN
     manifest["seal"] = seal(manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
     with new_directory(directory / f"step-{step:08d}") as temporary:
@@ -108,7 +109,7 @@ def verify(path: Path) -> Checkpoint:
     if manifest.get("seal") != seal(manifest):
         raise ValueError("its manifest is not what was written: its SHA-256 is another")
     files = manifest.get("files")
-    if not isinstance(files, dict) or set(files) != {STATE}:
+    if not isinstance(files, dict) or set(files) != {STATE} or not isinstance(files[STATE], dict):
         raise ValueError(f"its manifest does not list {STATE} and nothing else")
     data = (path / STATE).read_bytes()
     expected = files[STATE]
@@ -152,32 +153,35 @@ def newest(directory: Path, *, complain: Say) -> Checkpoint | None:
     """
     steps = _steps(directory)
     for _, path in steps:
-        try:
-            tries = _tries(directory, path)
-            if tries >= TRIES and path == steps[-1][1]:
-                raise UserError(
-                    f"loading {path} has ended the process {tries} times (out of memory?), and there is no older one. "
-                    f"To try again: rm {directory / LOADING}. To begin anew: pitstop archive {directory.parent}"
-                )
-            if tries >= TRIES:
-                raise ValueError(f"the process ended {tries} times while loading it")
-            return _verify_marked(directory, path, tries + 1)
-        except UserError:
-            raise
-        except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            _complain(path, str(error), complain)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise  # no permission, say: the checkpoint may be good, a person must look
-            _complain(path, f"the disk cannot read it ({error.strerror})", complain)
+        tries = _tries(directory, path)
+        if tries >= TRIES and path == steps[-1][1]:
+            raise UserError(
+                f"loading {path} has ended the process {tries} times (out of memory?), and there is no older one. "
+                f"To try again: rm {directory / LOADING}. To begin anew: pitstop archive {directory.parent}"
+            )
+        found: Checkpoint | str = f"the process ended {tries} times while loading it"
+        if tries < TRIES:
+            found = _verify_marked(directory, path, tries + 1)
+        if isinstance(found, Checkpoint):
+            return found
+        _complain(path, found, complain)
     return None
 
 
-def _verify_marked(directory: Path, path: Path, tries: int) -> Checkpoint:
-    """`verify`, with a mark on the disk that stays only if the process is killed meanwhile."""
+def _verify_marked(directory: Path, path: Path, tries: int) -> Checkpoint | str:
+    """`verify`, with a mark on the disk that stays only if the process is killed meanwhile: the checkpoint, or what is
+    wrong with it. Raises OSError if the mark cannot be made or removed, which says nothing about the checkpoint."""
     write_json(directory / LOADING, {"checkpoint": path.name, "tries": tries})
     try:
         return verify(path)
+    except UserError:
+        raise  # a person must look: no other one is tried
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        return str(error)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise  # no permission, say: the checkpoint may be good, a person must look
+        return f"the disk cannot read it ({error.strerror})"
     finally:
         (directory / LOADING).unlink(missing_ok=True)
 

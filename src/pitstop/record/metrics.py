@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pitstop.files import AppendOnly
+from pitstop.files import AppendOnly, fsync_directory
 
 # What differs between a run that was interrupted and one that was not.
 WALL_CLOCK_FIELDS = ("time", "images_per_second", "seconds")
@@ -43,6 +43,7 @@ class Metrics:
             if not missing:
                 os.ftruncate(descriptor, size_bytes)
                 os.fsync(descriptor)
+                fsync_directory(self._path.parent)  # else a checkpoint may outlive the name of the rows that it counts
         finally:
             os.close(descriptor)
         self._file = AppendOnly(self._path)

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from pitstop import notice
 from pitstop.config import RecipeConfig
-from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, UserError
+from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, StoppedError, UserError
 from pitstop.output import sturdy
 from pitstop.rundir import process_age
 from pitstop.session.attempt import Attempt
@@ -40,12 +42,23 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
         except UserError as error:
             attempt.refused(error)
             raise SystemExit(error.exit_code) from None
+        except torch.OutOfMemoryError as error:
+            attempt.refused(StoppedError(_too_large(config, str(error).splitlines()[0])))
+            raise SystemExit(PERSON_DECIDES) from None
         except Exception as error:
             attempt.ended("failed", f"{type(error).__name__}: {error}", FAILED)
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
             stopper.uninstall()
+
+
+def _too_large(config: RecipeConfig, error: str) -> str:
+    images = config.micro_batch or -(-config.batch_size // launched_world())
+    return (
+        f"out of memory with {images} images at once ({error}). The same command with --micro_batch "
+        f"{max(2, images // 2)} continues at the last checkpoint: the batch stays what it is, in more pieces."
+    )
 
 
 @contextmanager

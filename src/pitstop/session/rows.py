@@ -3,6 +3,7 @@
 import time
 from typing import Any, NamedTuple
 
+from pitstop.plan import Stream
 from pitstop.record import Metrics
 from pitstop.rundir import now
 from pitstop.session import messages
@@ -19,11 +20,9 @@ class Clock(NamedTuple):
 class Rows:
     """Writes train and eval rows, and says them. The speed counts training alone, without evaluations and saves."""
 
-    def __init__(
-        self, metrics: Metrics, attempt: Attempt, *, batch_size: int, epoch_length: int, total_steps: int
-    ) -> None:
-        self._metrics, self._attempt = metrics, attempt
-        self._batch_size, self._epoch_length, self._total_steps = batch_size, epoch_length, total_steps
+    def __init__(self, metrics: Metrics, attempt: Attempt, stream: Stream, total_steps: int) -> None:
+        self._metrics, self._attempt, self._total_steps = metrics, attempt, total_steps
+        self._batch_size, self._epoch_length = stream.batch_size, stream.epoch_length
         self._steps, self._seconds = 0, 0.0  # since the last row
         self._step_seconds = 0.0  # up to the last row
         self._done = Clock(0, 0.0)  # up to the last row

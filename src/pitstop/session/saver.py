@@ -46,7 +46,8 @@ class Saver:
         every = config.save_every
         self._every_steps = int(every.removesuffix("s").removesuffix("step")) if "step" in every else 0
         self._every_seconds = 0.0 if self._every_steps or every == "auto" else seconds(every)
-        self._failures, self._poisoned = 0, False
+        self._failures = 0
+        self.poisoned = False  # the state holds NaN: nothing more is saved
         self._rows: list[dict[str, Any]] = []  # of metrics.jsonl, which no durable checkpoint covers yet
         self.step = -1  # of the newest checkpoint
         self._since = time.monotonic()
@@ -94,7 +95,7 @@ class Saver:
     def begin(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any], clock: Clock) -> None:
         """Saves this step behind the next ones, unless it is saved already. Waits for the save before, if need be."""
         self.poll(clock, wait=True)
-        if self._poisoned or self.step == step:
+        if self.poisoned or self.step == step:
             return
         self._stopper.save_soon = False
         self._since = time.monotonic()
@@ -138,7 +139,7 @@ class Saver:
     def _failed(self, saved: Saved, needed_bytes: int) -> None:
         last = self.last_good
         if isinstance(saved.error, Poisoned):
-            self._poisoned = True
+            self.poisoned = True
             self._say(f"CHECKPOINT OF STEP {saved.step} IS NOT SAVED: {saved.error}; {last}.")
             self._stopper.request(f"{saved.error} after step {saved.step}; {last}", PERSON_DECIDES)
             return

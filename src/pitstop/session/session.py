@@ -122,13 +122,7 @@ class Session:
                 raise UserError(
                     f"{self.step} steps are done; --epochs {self.config.epochs:g} asks for {self.total_steps}."
                 )
-        self._rows = Rows(
-            self._metrics,
-            self._attempt,
-            batch_size=stream.batch_size,
-            epoch_length=stream.epoch_length,
-            total_steps=self.total_steps,
-        )
+        self._rows = Rows(self._metrics, self._attempt, stream, self.total_steps)
         self._attempt.start(self._reached, stream.batch_size, self._shape)
         if self._attempt.leads:
             self._restored(about, time.monotonic() - begun)
@@ -222,13 +216,18 @@ class Session:
     def _stop(self, code: int) -> None:
         """Checkpoint, status, and then the tracker and the store with the time that is left."""
         self._save()
-        if self._attempt.leads:
-            self._saver.poll(self._rows.clock, wait=True)
+        code = PERSON_DECIDES if self._poisoned() else code
         reason = self._stopper.reason or "another rank was asked to"
         self.say(messages.stopped(self.step, self.total_steps, reason, self._saver.step))
         self._attempt.ended("stopped", reason, code, seconds_left=self._stopper.seconds_left)
         self._place.part()
         raise SystemExit(code)
+
+    def _poisoned(self) -> bool:
+        """Waits for the save in flight, on rank 0. Was it refused for its NaN?"""
+        if self._attempt.leads:
+            self._saver.poll(self._rows.clock, wait=True)
+        return self._place.of_rank_0(self._saver.poisoned)
 
     def finish(self, result: dict[str, float], card: dict[str, Any]) -> None:
         """Ends the run: `final/`, the last row of metrics, status `finished`.
@@ -237,9 +236,10 @@ class Session:
             result: of the final evaluation.
             card: what is needed to use the model, written as final/model.json (see `pitstop.models.card`).
         """
+        if self._poisoned():
+            self._stop(PERSON_DECIDES)
         self.evaluated(result)
         if self._attempt.leads:
-            self._saver.poll(self._rows.clock, wait=True)
             run = self._attempt.run
             write_final(run.path / "final", self._model.state_dict(), card)
             self._metrics.sync()
