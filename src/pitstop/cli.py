@@ -131,6 +131,7 @@ def _archive(argv: Sequence[str]) -> int:
     from pydantic import BaseModel, ConfigDict
 
     from pitstop.config import Directory, from_environment
+    from pitstop.files import read_json
     from pitstop.flags import parse
 
     class Archive(BaseModel):
@@ -145,7 +146,9 @@ def _archive(argv: Sequence[str]) -> int:
 
     flags = parse(Archive, argv, words=("run",), program="pitstop archive")
     target = archive(find_run(flags.run, flags.runs_dir))
-    print(f"{flags.run} lies in {target} now; the command that made it starts anew.")
+    store = read_json(target / "config.json").get("config", {}).get("store")
+    anew = f"it is still in {store}: begin anew with --name OTHER" if store else "the command that made it starts anew"
+    print(f"{flags.run} lies in {target} now; {anew}.")
     return FINISHED
 
 
