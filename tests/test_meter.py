@@ -124,6 +124,13 @@ def test_wall_clocks_do_not_matter() -> None:
     assert Meter(events).paid_seconds == 30
 
 
+def test_two_threads_may_write_their_lines_out_of_order() -> None:
+    """The heartbeat's and the training's."""
+    one, two, three = attempt(1, 0, 50, trained=25, up=30)
+    late = event(1, "heartbeat", 29.0, 48, 24.0)
+    assert Meter([one, two, three, late]).report() == Meter([one, two, late, three]).report()
+
+
 def test_torn_and_foreign_lines(tmp_path: Path) -> None:
     """What a crash cut short, what another version wrote, what is nothing at all."""
     file = tmp_path / "events.jsonl"
