@@ -9,7 +9,7 @@ PAGE = ROOT / "docs" / "faults.md"
 REFERENCE = re.compile(r"`(tests/[\w/]+\.py)?(?:::(test_\w+))?`")
 
 
-def tests_in(path: Path) -> set[str]:
+def names_in(path: Path) -> set[str]:
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
@@ -28,6 +28,6 @@ def test_every_test_is_there() -> None:
             if not file and name:
                 file = "tests/faults/test_stop.py"  # the last lines of the page
             assert (ROOT / file).exists(), file
-            assert not name or name in tests_in(ROOT / file), f"{file}::{name}"
+            assert not name or name in names_in(ROOT / file), f"{file}::{name}"
             named += bool(name)
     assert named > 60
