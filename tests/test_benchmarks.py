@@ -228,11 +228,11 @@ def test_an_attempt_that_ended_by_itself_is_no_kill(tmp_path: Path) -> None:
 def test_the_table_of_saves_keeps_the_first_apart() -> None:
     words = saves.spread("name", [9.0, *(n / 1000 for n in range(1, 102))], note="note").split()
     assert words == ["name", "51.0", "96.0", "100.0", "101.0", "9000.0", "note"]
-    turns = [saves.Turn(1.0, 1.0, 1.0), *(saves.Turn(0.01, 0.2, 0.25) for _ in range(5))]
+    turns = [saves.Turn(1.0, 1.0, 1.0, 1.0), *(saves.Turn(0.01, 0.2, 0.25, 0.4) for _ in range(5))]
     event = {"stall_seconds": 0.005, "write_seconds": 0.3, "slowdown_seconds": 0.09}
     text = saves.describe(turns, [event | {"slowdown_seconds": 7.0}, *[event] * 5], 25.0, "2h")
     assert "n = 5 " in text
-    assert "save_state over stall, medians: 25.0 (target: >= 10)" in text
+    assert "save_state over stall, medians: 25.0 (target: >= 10); with its fsync: 40.0" in text
     assert "with --mtbf 2h: every 25.0 s; (stall + slowdown) / interval = 100 ms / 25.0 s = 0.40 %" in text
 
 
