@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from faults.harness import Job, Run, Warm, assert_same
+from faults.harness import TINY, Job, Run, Warm, assert_same
 
 MARK = "STORM_MARK"  # in the environment of all that is started, to be found in the process table
 # 52 steps: about two seconds, twenty saves
@@ -63,12 +63,12 @@ def kill_in_a_save(run: Run, job: Job, seconds: float) -> None:
         time.sleep(0.0002)
 
 
-def attempt(run: Run, chance: random.Random, tally: Tally) -> bool:
-    """One start and one kill. Returns whether the run has come to its end before."""
+def attempt(run: Run, chance: random.Random, tally: Tally, seconds: float) -> bool:
+    """One start, and one kill within so many seconds. Returns whether the run has come to its end before."""
     before = len(run.step_log())
     job = run.start()
     aim = kill_in_a_save if chance.random() < 0.5 else kill_at_some_time
-    aim(run, job, chance.uniform(0.05, 1.6))
+    aim(run, job, chance.uniform(0, seconds))
     with_descriptors = len(os.listdir(f"/proc/{job.pids[0]}/fd")) if os.path.exists(f"/proc/{job.pids[0]}/fd") else 0
     job.kill()
     tally.restarts += 1
@@ -92,10 +92,9 @@ def attempt(run: Run, chance: random.Random, tally: Tally) -> bool:
     return False
 
 
-def one_run(warm: Warm, folder: Path, clean: Run, chance: random.Random, tally: Tally, restarts: int) -> None:
+def one_run(run: Run, clean: Run, chance: random.Random, tally: Tally, restarts: int, seconds: float) -> None:
     """Kills until the run is at its end, or there were enough; then it is left to end, and compared."""
-    run = Run(warm, folder, *FLAGS)
-    while tally.restarts < restarts and not attempt(run, chance, tally):
+    while tally.restarts < restarts and not attempt(run, chance, tally, seconds):
         pass
     run.finish()
     tally.runs += 1
@@ -132,20 +131,24 @@ def census(warm: Warm, mark: str, temporary: Path) -> dict[str, int]:
     }
 
 
-def storm(folder: Path, restarts: int, seed: int, seconds: float = 1e9) -> tuple[Tally, dict[str, tuple[int, int]]]:
+def storm(folder: Path, restarts: int, seed: int) -> tuple[Tally, dict[str, tuple[int, int]]]:
     """Raises AssertionError at the first difference from the undisturbed run. Returns what happened, and counts of what
-    was there before and after; it ends early, between two runs, after so many seconds."""
+    was there before and after."""
     chance, tally, mark = random.Random(seed), Tally(), f"{os.getpid()}-{time.monotonic_ns()}"
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
-    warm, deadline = Warm(**{MARK: mark, "TMPDIR": str(temporary)}), time.monotonic() + seconds
+    recipe = Path(shutil.copy(TINY, folder))  # whoever edits it meanwhile begins another run
+    warm = Warm(**{MARK: mark, "TMPDIR": str(temporary)})
     try:
-        clean = Run(warm, folder / "clean", *FLAGS)
+        clean = Run(warm, folder / "clean", *FLAGS, recipe=recipe)
         clean.finish()
+        begun = time.monotonic()
+        Run(warm, folder / "again", *FLAGS, recipe=recipe).finish()
+        seconds = (time.monotonic() - begun) / 2  # so that a run is killed a few times before its end
         before = census(warm, mark, temporary)
-        while tally.restarts < restarts and time.monotonic() < deadline:
+        while tally.restarts < restarts:
             run = folder / f"run-{tally.runs}"
-            one_run(warm, run, clean, chance, tally, restarts)
+            one_run(Run(warm, run, *FLAGS, recipe=recipe), clean, chance, tally, restarts, seconds)
             shutil.rmtree(run)
             print(f"{tally.restarts} restarts, {tally.runs} runs: the same bits", flush=True)
         after = census(warm, mark, temporary)
