@@ -125,16 +125,6 @@ def test_nineteen_in_a_row_and_a_good_one(tiny: Callable[..., Run]) -> None:
     assert math.isfinite(run.status()["result"]["loss"])
 
 
-def test_a_row_goes_on_after_a_restart(tiny: Callable[..., Run]) -> None:
-    """Killed every ten steps a run must not go on for ever with losses that are NaN: an attempt counts anew, and those
-    that train long enough stop."""
-    run = tiny(*LONG, *SAVES)
-    run.killed("step:20", NAN_AT="8-1000")
-    job = run.go(NAN_AT="8-1000")
-    assert job.codes == [76], job.text
-    assert run.status()["step"] <= 18 + 20
-
-
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_weight_that_is_nan(ranks: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """No check of gradients has seen it, as after a fault of the memory: it is not saved, and the run stops."""

@@ -208,13 +208,12 @@ def test_a_notice_during_a_save(cloud: MetadataServer, tiny: Callable[..., Run],
     assert_same(run, clean())
 
 
-@pytest.mark.parametrize("instant", ["prepared", "restored"])
 def test_a_notice_before_the_first_step(
-    instant: str, cloud: MetadataServer, tiny: Callable[..., Run], clean: Callable[..., Run]
+    cloud: MetadataServer, tiny: Callable[..., Run], clean: Callable[..., Run]
 ) -> None:
     """There is nothing to save: it leaves at once, and no step is paid for."""
     run = tiny("--cloud", cloud.cloud)
-    with held(run, instant, **asks(cloud)) as job:
+    with held(run, "restored", **asks(cloud)) as job:
         take(cloud)
         until(lambda: job.over.is_set(), job)
     assert job.wait().codes == [75], job.text
@@ -260,18 +259,6 @@ def test_what_is_no_notice_changes_nothing(
     run.finish(STEP_SECONDS="0.05", **asks(cloud))
     assert cloud.asked(ITEM["gcp"]) > 1
     assert_same(run, clean())
-
-
-def test_a_person_outweighs_a_cloud(cloud: MetadataServer, tiny: Callable[..., Run]) -> None:
-    """Both at the same step: no launcher may start it again."""
-    run = tiny("--cloud", cloud.cloud)
-    with held(run, "step:5", **asks(cloud)) as job:
-        take(cloud)
-        told(cloud, job)
-        (run.path / "STOP").touch()
-        time.sleep(1.1)  # clocks and files are looked at once a second
-    assert job.wait().codes == [76], job.text
-    assert "STOP is there" in str(stopped(run, "person")["reason"])
 
 
 def test_no_environment_leaks() -> None:

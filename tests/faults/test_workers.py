@@ -89,7 +89,6 @@ PHASES = {
     "step:11": 11,
     "eval:17": 17,
     "saving:15": 26,
-    "eval:26": 26,
     "finish:before": 26,
     "finish:after_final": 26,
 }
