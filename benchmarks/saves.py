@@ -5,9 +5,10 @@
 One run of a real `Session`: timm's resnet18 with momentum (89 MB), real steps. Both ways of saving take turns in it, on
 the same model and optimizer, so that a noisy machine hits both. The stall of pitstop's is what `session.commit` takes
 with a save more than without. `save_state` is timed as it is, which returns while its files are only in the memory of
-the system; and together with an fsync of each, after which they outlive the machine as pitstop's do. Then steps per second with `--save_every auto` against none, in blocks of one
-interval each, in turns, with one save in the middle of each block that has one. Nothing is asserted; the targets stand
-beside the figures. The folder should lie on the disk that runs lie on.
+the system; and together with an fsync of each, after which they outlive the machine as pitstop's do. Then steps per
+second with `--save_every auto` against none, in blocks of one interval each, in turns, with one save in the middle of
+each block that has one. Nothing is asserted; the targets stand beside the figures. The folder should lie on the disk
+that runs lie on.
 """
 
 import math
