@@ -1,6 +1,6 @@
 """What a save costs the training: pitstop's, behind the next steps, against `accelerator.save_state`.
 
-    python benchmarks/saves.py [--saves 200] [--pairs 4] [--mtbf 2h] [--folder .]
+    python benchmarks/saves.py [--saves 200] [--pairs 3] [--mtbf 2h] [--folder .]
 
 One run of a real `Session`: timm's resnet18 with momentum (89 MB), real steps. Both ways of saving take turns in it, on
 the same model and optimizer, so that a noisy machine hits both. The stall of pitstop's is what `session.commit` takes
@@ -41,7 +41,7 @@ class Config(BaseModel):
 
     saves: int = Field(200, ge=2)
     """saves of each kind, after the first"""
-    pairs: int = Field(4, ge=2)
+    pairs: int = Field(3, ge=2)
     """blocks with saves, and blocks without"""
     mtbf: Duration = "2h"
     """mean time between failures, from which --save_every auto takes its interval"""
