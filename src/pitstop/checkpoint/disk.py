@@ -76,8 +76,9 @@ def write(directory: Path, step: int, data: bytes | memoryview, about: dict[str,
     with new_directory(directory / f"step-{step:08d}") as temporary:
         write_new(temporary / STATE, data)
         write_new(temporary / MANIFEST, text)
-    for _, path in _steps(directory)[keep:]:
-        remove_tree(path)
+    with contextlib.suppress(OSError):  # it is saved all the same; what stays is pruned by the next
+        for _, path in _steps(directory)[keep:]:
+            remove_tree(path)
     return len(data) + len(text)
 
 
