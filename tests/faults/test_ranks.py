@@ -80,6 +80,27 @@ def test_a_defect_on_one_rank(tiny: Callable[..., Run], clean: Callable[..., Run
     assert_same(run, clean(ranks=3))
 
 
+@pytest.mark.xfail(strict=True, reason="defect: Python's handlers do not run while torch waits for the other ranks")
+def test_a_signal_while_the_other_rank_has_not_come(tiny: Callable[..., Run]) -> None:
+    """There is nothing to lose yet: it ends now, and not after the group's time-out of ten minutes."""
+    run = tiny()
+    alone = {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    job = run.start(MASTER_PORT=str(free_port()), PITSTOP_GROUP_SECONDS="60", **alone)
+    time.sleep(1.5)
+    assert not job.over.is_set(), job.text
+    job.signal(signal.SIGTERM)
+    ended = job.over.wait(4)
+    job.kill()
+    assert ended
+    assert job.codes[0] in (75, -signal.SIGTERM)
+
+
 @pytest.mark.slow
 def test_a_rank_that_is_killed_under_torchrun(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """The real agent: it ends what is left, and says 1. The same ranks then go on."""
