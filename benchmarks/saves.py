@@ -4,7 +4,7 @@
 
 One run of a real `Session`: timm's resnet18 with momentum (89 MB), real steps. Both ways of saving take turns in it, on
 the same model and optimizer, so that a noisy machine hits both. The stall of pitstop's is what `session.commit` takes
-with a save more than without. `save_state` is timed as it is, which returns while its files are only in the memory of
+with a save more than without, and the wait of the next update for copies that are not done. `save_state` is timed as it is, which returns while its files are only in the memory of
 the system; and together with an fsync of each, after which they outlive the machine as pitstop's do. Then steps per
 second with `--save_every auto` against none, in blocks of one interval each, in turns, with one save in the middle of
 each block that has one. Nothing is asserted; the targets stand beside the figures. The folder should lie on the disk
@@ -114,10 +114,12 @@ class Training:
         self.saves_due(-math.inf)
         stall = self.step().commit_seconds - commit
         self.saves_due(math.inf)
-        beside = []
+        writer, beside = self.session._saver._writer, []
+        in_commit = writer._stall
         while self.writing:
             beside.append(self.step().seconds)
-        return stall, sum(beside) - len(beside) * step
+        waited = writer._stall - in_commit  # before the next update, for copies that were not done
+        return stall + waited, sum(beside) - len(beside) * step - waited
 
     def save_documented(self, folder: Path) -> tuple[float, float]:
         """Seconds of one accelerator.save_state into a new folder; and until its files are on the disk."""

@@ -97,7 +97,6 @@ def test_a_program_whose_reader_has_gone() -> None:
     assert run("> >(true) 2> >(true)") == 7
 
 
-@pytest.mark.xfail(strict=True, reason="defect: sys.stdout is None where descriptor 1 is closed, and Sturdy calls it")
 @pytest.mark.parametrize("redirections", [">&-", "2>&-"])
 def test_a_program_without_output(redirections: str) -> None:
     """As a daemon may be started."""

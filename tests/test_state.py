@@ -10,7 +10,7 @@ from ranks import results
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pitstop import state
+from pitstop import models, optim, state
 from pitstop.errors import UserError
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -164,3 +164,18 @@ def test_every_rank_gets_rank_zeros_tensors() -> None:
     """Only rank 0 has read the disk."""
     expected = ({"a": [0.0, 1.0, 2.0], "step": 7}, {"step": 7}, {"a": "torch.float32", "step": "torch.int64"})
     assert results(2, on_rank) == [expected, expected]
+
+
+def test_what_nothing_but_the_optimizer_changes() -> None:
+    """A forward pass in training changes the buffers of batch normalisation, and no name that is said to be still."""
+    model = models.create("test_resnet", classes=("a", "b"), channels=3, image_size=32, stem="small", seed=0)
+    optimizer = optim.sgd(model, weight_decay=5e-4)
+    optim.zero_momentum(optimizer)
+    tensors = state.collect(model, optimizer)
+    still = state.changed_by_updates(model, tensors)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    model.train()(torch.rand(4, 3, 32, 32)).sum().backward()
+    changed = {name for name, tensor in tensors.items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert not changed & still
+    assert changed | still == tensors.keys()

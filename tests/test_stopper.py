@@ -236,11 +236,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         (["python", "train.py", "--name", "accelerate"], False),
         (["tmux"], False),
         ([""], False),
-        pytest.param(
-            ["python", "-m", "accelerate.commands.accelerate_cli", "launch", "x.py"],
-            True,
-            marks=pytest.mark.xfail(strict=True, reason="defect: LAUNCHERS lacks this way to start accelerate"),
-        ),
+        (["python", "-m", "accelerate.commands.accelerate_cli", "launch", "x.py"], True),
     ],
 )
 def test_by_its_command_line(words: list[str], launcher: bool, monkeypatch: pytest.MonkeyPatch) -> None:

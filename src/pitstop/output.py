@@ -45,10 +45,11 @@ class Sturdy:
 def sturdy() -> Iterator[None]:
     """Makes stdout and stderr so, for the life of a session."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Sturdy(sys.stdout), Sturdy(sys.stderr)
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        sys.stdout, sys.stderr = before
+    with open(os.devnull, "w") as null:  # in place of a stream that was closed before the program began
+        sys.stdout, sys.stderr = (Sturdy(stream or null) for stream in before)
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            sys.stdout, sys.stderr = before

@@ -196,6 +196,11 @@ class RunDirectory:
         about = {"event": event, "time": now(), "attempt": self.attempt, "up": round(process_age(), 3)}
         self.meter.add(self._events.write_row(about | fields))
 
+    def spent(self, budget: float) -> str:
+        """Why --budget asks for a stop by now, or nothing."""
+        self.meter.add({"attempt": self.attempt, "up": process_age()})
+        return self.meter.spent(budget)
+
     def log(self, text: str) -> None:
         """A line of train.log; kept until the directory is there."""
         if self._log is None:

@@ -57,6 +57,12 @@ def collect(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
+def changed_by_updates(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
+    """The names in `collect` of what nothing but the optimizer changes: parameters, and what it keeps of them."""
+    parameters = {f"model/{name}" for name, _ in model.named_parameters()}
+    return parameters | {name for name in tensors if name.startswith("optimizer/")}
+
+
 def put_back(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """Copies saved tensors into the live ones, whose strides stay: an update kernel that walks memory gives other bits
     if the momentum comes back in another memory format.

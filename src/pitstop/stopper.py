@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Not SIGTERM: a terminal that closes takes the launcher with it, and that is no wish to stop.
 PARENT_DIED = signal.SIGUSR2
 PR_SET_PDEATHSIG = 1
-LAUNCHERS = {"accelerate", "torchrun", "pitstop", "accelerate.commands.launch", "torch.distributed.run", "pitstop.cli"}
+LAUNCHERS = {
+    *("accelerate", "accelerate.commands.launch", "accelerate.commands.accelerate_cli"),
+    *("torchrun", "torch.distributed.run", "pitstop", "pitstop.cli"),
+}
 SIGNAL_SECONDS = 25.0  # what is taken to be left after a signal: Kubernetes, Slurm and GCP give 30 s
 LOOK_SECONDS = 1.0  # between two looks at clocks and files
 TOGETHER_SECONDS = 0.3  # within which a hangup and the death of the launcher that it causes arrive
@@ -76,8 +79,24 @@ class Stopper:
         handlers |= {signal.SIGHUP: self._handle if _agent() else self._hung_up}
         for number, handler in handlers.items():
             self._before[number] = signal.signal(number, handler)
+        self._ask_for(PARENT_DIED)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While torch waits, in C++, for other ranks that may never come, no handler of Python's runs: so a signal, and
+        the death of an agent, end the process as they end any other. Nothing is lost before the first step."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        self._ask_for(signal.SIGKILL if _agent() else PARENT_DIED)
+        yield
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+        self._ask_for(PARENT_DIED)
+
+    def _ask_for(self, number: signal.Signals) -> None:
+        """The signal at the death of the launcher, if one has started this process."""
         if _launched(parent := os.getppid()):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, PARENT_DIED)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
             if os.getppid() != parent:  # it died just before
                 self.request("the launcher has died", START_AGAIN)
 

@@ -34,7 +34,7 @@ def live(value: float = 1.0) -> dict[str, Tensor]:
 
 
 def saved(writer: Writer, step: int, tensors: dict[str, Tensor], before: Callable[[], object] = nothing) -> object:
-    writer.begin(step, tensors, {"state": {}}, before)
+    writer.begin(step, tensors, set(), {"state": {}}, before)
     return writer.take(wait=True)
 
 
@@ -57,7 +57,7 @@ def test_training_goes_on_meanwhile(tmp_path: Path, held: tuple[Callable[[], Non
     """The checkpoint holds what was there when it began."""
     before, go = held
     tensors, writer = live(1.0), Writer(tmp_path, keep=2)
-    writer.begin(5, tensors, {}, before)
+    writer.begin(5, tensors, set(), {}, before)
     assert writer.busy
     assert writer.take() is None
     tensors["model/w"].fill_(9.0)
@@ -75,9 +75,9 @@ def test_training_goes_on_meanwhile(tmp_path: Path, held: tuple[Callable[[], Non
 def test_one_at_a_time(tmp_path: Path, held: tuple[Callable[[], None], threading.Event]) -> None:
     before, go = held
     writer = Writer(tmp_path, keep=2)
-    writer.begin(1, live(), {}, before)
+    writer.begin(1, live(), set(), {}, before)
     with pytest.raises(AssertionError, match="not taken"):
-        writer.begin(2, live(), {}, nothing)
+        writer.begin(2, live(), set(), {}, nothing)
     go.set()
     writer.take(wait=True)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -113,7 +113,7 @@ def test_a_defect_is_raised_where_the_training_looks(tmp_path: Path) -> None:
         raise KeyError("a defect")
 
     writer = Writer(tmp_path, keep=2)
-    writer.begin(1, live(), {}, defect)
+    writer.begin(1, live(), set(), {}, defect)
     with pytest.raises(KeyError, match="a defect"):
         writer.take(wait=True)
     assert list(tmp_path.iterdir()) == []
@@ -156,3 +156,51 @@ def test_state_that_an_optimizer_makes_in_its_first_step(tmp_path: Path) -> None
     assert checkpoint.verify(tmp_path / "step-00000001").tensors.keys() == more.keys()
     more["optimizer/w/exp_avg"][0, 0] = math.nan
     assert isinstance(saved(writer, 2, more).error, Poisoned)
+
+
+def test_what_is_still_is_copied_beside_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update waits until the copy is made; what may change before is copied at once."""
+    fill, go = checkpoint.Image.fill, threading.Event()
+
+    def slow(self: checkpoint.Image, tensors: dict[str, Tensor]) -> None:
+        if threading.current_thread().name == "pitstop-save":
+            assert go.wait(20)
+        fill(self, tensors)
+
+    tensors, writer = {"model/w": torch.ones(4), "model/running_mean": torch.ones(4)}, Writer(tmp_path, keep=2)
+    writer.prepare(tensors)
+    monkeypatch.setattr(checkpoint.Image, "fill", slow)
+    writer.begin(5, tensors, {"model/w"}, {"state": {}}, nothing)
+    tensors["model/running_mean"].fill_(9.0)  # a forward pass
+    updated = threading.Event()
+
+    def update() -> None:
+        writer.settle()
+        tensors["model/w"].fill_(9.0)
+        updated.set()
+
+    thread = threading.Thread(target=update)
+    thread.start()
+    assert not updated.wait(0.2), "the update did not wait"
+    go.set()
+    thread.join(20)
+    result = writer.take(wait=True)
+    assert result is not None
+    assert result.stall_seconds >= 0.2, "the wait is part of what the training pays"
+    written = checkpoint.verify(tmp_path / "step-00000005").tensors
+    assert {name: tensor.tolist() for name, tensor in written.items()} == dict.fromkeys(tensors, [1.0] * 4)
+
+
+def test_a_copy_that_fails_lets_the_update_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(tmp_path, keep=2)
+    writer.prepare(live())
+
+    def broken(self: checkpoint.Image, tensors: dict[str, Tensor]) -> None:
+        if threading.current_thread().name == "pitstop-save":
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(checkpoint.Image, "fill", broken)
+    writer.begin(5, live(), set(live()), {}, nothing)
+    writer.settle()
+    with pytest.raises(ZeroDivisionError):
+        writer.take(wait=True)

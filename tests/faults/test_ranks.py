@@ -80,7 +80,6 @@ def test_a_defect_on_one_rank(tiny: Callable[..., Run], clean: Callable[..., Run
     assert_same(run, clean(ranks=3))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: Python's handlers do not run while torch waits for the other ranks")
 def test_a_signal_while_the_other_rank_has_not_come(tiny: Callable[..., Run]) -> None:
     """There is nothing to lose yet: it ends now, and not after the group's time-out of ten minutes."""
     run = tiny()

@@ -12,7 +12,6 @@ def test_a_result() -> None:
     assert line == "accuracy 97.22 %, accuracy_mirror 97.50 %, loss 0.0981"
 
 
-@pytest.mark.xfail(strict=True, reason='defect: status.json says "nan", which result_line formats as a number')
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_finished_run_whose_loss_is_no_number(value: str) -> None:
     """A traceback after the last paid step, and at each start of the finished run."""

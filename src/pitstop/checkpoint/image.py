@@ -32,8 +32,8 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 class Image:
-    """state.safetensors, twice: first as the live tensors lie in memory, so that the step pays for one straight copy;
-    then as the file, into which a thread rearranges it (numpy: one core, and the GIL is released).
+    """state.safetensors, twice: first as the live tensors lie in memory, which takes one straight copy; then as the
+    file, into which a thread rearranges it (numpy: one core, and the GIL is released).
 
     On CUDA the first is pinned, and its copies are queued behind the step's kernels. Not measured on a GPU.
     """
@@ -59,9 +59,12 @@ class Image:
         )
 
     def fill(self, tensors: dict[str, Tensor]) -> None:
-        """Takes the values of this step. On CUDA it returns before they are here; the next step waits for them."""
+        """Takes these values. From CUDA it returns before they are here; the next step waits for them, on the GPU."""
         for name, tensor in tensors.items():
-            self._stage[name].copy_(tensor.detach(), non_blocking=True)
+            if tensor.is_cuda:
+                self._stage[name].copy_(tensor.detach(), non_blocking=True)
+            else:  # one core: two of torch's threads would wait for each other on a machine that is busy
+                np.copyto(_bits(self._stage[name]).numpy(), _bits(tensor.detach()).numpy())
         if any(tensor.is_cuda for tensor in tensors.values()):
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ class Writer:
         self._image: Image | None = None
         self._infinite: set[str] = set()
         self._thread: threading.Thread | None = None
+        self._settled = threading.Event()
+        self._settled.set()
+        self._stall = 0.0  # seconds for which the training has stood for this save
         self._saved: list[Saved] = []
         self._defects: list[BaseException] = []
 
@@ -51,24 +54,53 @@ class Writer:
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any], before: Callable[[], object]) -> None:
-        """Copies the tensors and returns; the thread calls `before` (which makes the metrics durable) and commits.
+    def begin(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        still: set[str],
+        about: dict[str, Any],
+        before: Callable[[], object],
+    ) -> None:
+        """Takes the values of the tensors; the thread calls `before` (which makes the metrics durable) and commits.
 
-        `take` the result of the save before first.
+        Those that are `still`, which nothing changes until `settle` returns, the thread copies: beside the forward and
+        backward pass of the next step, which only read them (CheckFreq, Mohan et al., FAST 2021). The others are
+        copied here. From CUDA all are queued at once. `take` the result of the save before first.
         """
         assert self._thread is None, "the last save was not taken yet"
         begun = time.monotonic()
         if self._image is None or not self._image.fits(tensors):  # AdamW makes its state in the first step
             self._image = Image(tensors)
-        self._image.fill(tensors)
-        stall = time.monotonic() - begun
-        arguments = (self._image, step, stall, about, before)
+        later = {name: tensor for name, tensor in tensors.items() if name in still and not tensor.is_cuda}
+        self._image.fill({name: tensor for name, tensor in tensors.items() if name not in later})
+        self._settled.clear()
+        arguments = (self._image, later, step, about, before)
         self._thread = threading.Thread(target=self._run, args=arguments, name="pitstop-save", daemon=True)
         self._thread.start()
+        self._stall = time.monotonic() - begun
 
-    def _run(self, image: Image, step: int, stall: float, about: dict[str, Any], before: Callable[[], object]) -> None:
+    def settle(self) -> None:
+        """Returns when every tensor of the save in flight is copied: before anything changes one that was `still`."""
+        if not self._settled.is_set():
+            begun = time.monotonic()
+            self._settled.wait()
+            self._stall += time.monotonic() - begun
+
+    def _run(
+        self,
+        image: Image,
+        later: dict[str, Tensor],
+        step: int,
+        about: dict[str, Any],
+        before: Callable[[], object],
+    ) -> None:
         begun, size, failed = time.monotonic(), 0, None
         try:
+            try:
+                image.fill(later)
+            finally:
+                self._settled.set()
             before()
             if poisoned := sorted(image.arrange() - self._infinite):
                 raise Poisoned(poisoned)
@@ -77,7 +109,7 @@ class Writer:
             failed = error
         except BaseException as error:  # a defect: raised where the training looks, not lost with the thread
             self._defects.append(error)
-        self._saved.append(Saved(step, stall, time.monotonic() - begun, size, failed))
+        self._saved.append(Saved(step, 0.0, time.monotonic() - begun, size, failed))
 
     def take(self, *, wait: bool = False) -> Saved | None:
         """The result of the save in flight, once, when it is over; None while it is not, or where there is none."""
@@ -87,4 +119,4 @@ class Writer:
         self._thread = None
         if self._defects:
             raise self._defects.pop()
-        return self._saved.pop()
+        return replace(self._saved.pop(), stall_seconds=self._stall)

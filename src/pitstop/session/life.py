@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -34,7 +34,8 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
                 finished = attempt.look()
                 if finished and launched_world() == 1:
                     raise SystemExit(FINISHED)
-                place = find(config)
+                with stopper.waiting() if launched_world() > 1 else nullcontext():
+                    place = find(config)
                 if place.of_rank_0(finished):
                     place.part()
                     raise SystemExit(FINISHED)
@@ -67,7 +68,7 @@ def _watching(config: RecipeConfig, attempt: Attempt, stopper: Stopper) -> Itera
     if attempt.leads:
         run = attempt.run
         stopper.watch(stop_file(run.path), time_limit(config.max_hours, process_age))
-        stopper.watch(Limit(lambda: run.meter.spent(config.budget), PERSON_DECIDES))
+        stopper.watch(Limit(lambda: run.spent(config.budget), PERSON_DECIDES))
         stopper.watch(Limit(attempt.taken_over, PERSON_DECIDES))
     provider = None
     if os.environ.get("LOCAL_RANK", "0") == "0" and not config.dry_run:  # each machine has its own cloud to ask

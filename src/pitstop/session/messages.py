@@ -7,7 +7,8 @@ from typing import Any
 def result_line(result: dict[str, float]) -> str:
     """`accuracy 97.22 %, accuracy_mirror 97.50 %, loss 0.0981`"""
     ordered = sorted(result.items(), key=lambda item: not item[0].startswith("accuracy"))
-    texts = (f"{100 * value:.2f} %" if name.startswith("accuracy") else f"{value:.4f}" for name, value in ordered)
+    numbers = ((name, float(value)) for name, value in ordered)  # NaN is text in JSON
+    texts = (f"{100 * value:.2f} %" if name.startswith("accuracy") else f"{value:.4f}" for name, value in numbers)
     return ", ".join(f"{name} {text}" for (name, _), text in zip(ordered, texts, strict=True))
 
 

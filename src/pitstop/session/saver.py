@@ -92,8 +92,18 @@ class Saver:
         self.step = step
         self._since = time.monotonic()
 
-    def begin(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any], clock: Clock) -> None:
-        """Saves this step behind the next ones, unless it is saved already. Waits for the save before, if need be."""
+    def before_update(self) -> None:
+        """The optimizer is about to change its tensors."""
+        self._writer.settle()
+
+    def begin(
+        self, step: int, tensors: dict[str, Tensor], still: set[str], about: dict[str, Any], clock: Clock
+    ) -> None:
+        """Saves this step behind the next ones, unless it is saved already. Waits for the save before, if need be.
+
+        Args:
+            still: names of tensors that nothing changes until `before_update`.
+        """
         self.poll(clock, wait=True)
         if self.poisoned or self.step == step:
             return
@@ -106,7 +116,7 @@ class Saver:
             self._failed(Saved(step, 0.0, 0.0, 0, error), sum(tensor.nbytes for tensor in tensors.values()))
             return
         self._cost.began(clock)
-        self._writer.begin(step, tensors, about, self._metrics.sync)
+        self._writer.begin(step, tensors, still, about, self._metrics.sync)
 
     def poll(self, clock: Clock, *, wait: bool = False) -> None:
         """What became of the save in flight, if it is over; called after every step."""
@@ -122,6 +132,7 @@ class Saver:
         self._run.event(
             "save",
             step=saved.step,
+            trained=round(clock.seconds, 3),
             stall_seconds=round(saved.stall_seconds, 5),
             write_seconds=round(saved.write_seconds, 4),
             slowdown_seconds=round(slowdown, 4),

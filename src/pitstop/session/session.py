@@ -95,6 +95,7 @@ class Session:
             model.compile()
         zero_momentum(optimizer)
         self._model, self._optimizer = model, optimizer
+        optimizer.register_step_pre_hook(lambda *_: self._saver.before_update())
         return self._place.wrap(model), optimizer
 
     def restore(self, stream: Stream) -> None:
@@ -210,24 +211,23 @@ class Session:
         tensors, values = state.split(self._owners)
         if self._attempt.leads:
             tensors |= state.collect(self._model, self._optimizer)
-            about = {"shape": self._shape, "state": values}
-            self._saver.begin(self.step, tensors, about, self._rows.clock)
+            still = state.changed_by_updates(self._model, tensors)
+            self._saver.begin(self.step, tensors, still, {"shape": self._shape, "state": values}, self._rows.clock)
 
     def _stop(self, code: int) -> None:
         """Checkpoint, status, and then the tracker and the store with the time that is left."""
         self._save()
-        code = PERSON_DECIDES if self._poisoned() else code
+        self._wait_for_save()  # it may fail, and want a person
+        code = int(self._pace.most(max(code, self._stopper.exit_code)))
         reason = self._stopper.reason or "another rank was asked to"
         self.say(messages.stopped(self.step, self.total_steps, reason, self._saver.step))
         self._attempt.ended("stopped", reason, code, seconds_left=self._stopper.seconds_left)
         self._place.part()
         raise SystemExit(code)
 
-    def _poisoned(self) -> bool:
-        """Waits for the save in flight, on rank 0. Was it refused for its NaN?"""
+    def _wait_for_save(self) -> None:
         if self._attempt.leads:
             self._saver.poll(self._rows.clock, wait=True)
-        return self._place.of_rank_0(self._saver.poisoned)
 
     def finish(self, result: dict[str, float], card: dict[str, Any]) -> None:
         """Ends the run: `final/`, the last row of metrics, status `finished`.
@@ -236,7 +236,8 @@ class Session:
             result: of the final evaluation.
             card: what is needed to use the model, written as final/model.json (see `pitstop.models.card`).
         """
-        if self._poisoned():
+        self._wait_for_save()
+        if self._place.of_rank_0(self._saver.poisoned):
             self._stop(PERSON_DECIDES)
         self.evaluated(result)
         if self._attempt.leads:
