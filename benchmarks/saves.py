@@ -4,11 +4,11 @@
 
 One run of a real `Session`: timm's resnet18 with momentum (89 MB), real steps. Both ways of saving take turns in it, on
 the same model and optimizer, so that a noisy machine hits both. The stall of pitstop's is what `session.commit` takes
-with a save more than without, and the wait of the next update for copies that are not done. `save_state` is timed as it is, which returns while its files are only in the memory of
-the system; and together with an fsync of each, after which they outlive the machine as pitstop's do. Then steps per
-second with `--save_every auto` against none, in blocks of one interval each, in turns, with one save in the middle of
-each block that has one. Nothing is asserted; the targets stand beside the figures. The folder should lie on the disk
-that runs lie on.
+with a save more than without, and the wait of the next update for copies that are not done. `save_state` is timed as it
+is, which returns while its files are only in the memory of the system; and together with an fsync of each, after which
+they outlive the machine as pitstop's do. Then steps per second with `--save_every auto` against none, in blocks of one
+interval each, in turns, with one save in the middle of each block that has one. Nothing is asserted; the targets stand
+beside the figures. The folder should lie on the disk that runs lie on.
 """
 
 import math
@@ -92,7 +92,7 @@ class Training:
     def saves_due(self, seconds_from_now: float) -> None:
         """The clock of --save_every, put forward or back. inf: no save; -inf: after the next step."""
         saver = self.session._saver
-        saver._since = time.monotonic() + seconds_from_now - saver.interval
+        saver._since = time.monotonic() + seconds_from_now - saver.interval()
 
     @property
     def writing(self) -> bool:
@@ -229,7 +229,7 @@ def main(config: Config) -> None:
             assert len(events) == len(turns), "a save failed: see above"
             step_seconds = statistics.median(step.seconds for step in usual)
             print(f"resnet18 with momentum, {events[0]['bytes'] / 1e6:.1f} MB; {1e3 * step_seconds:.1f} ms a step")
-            interval = session._saver.interval
+            interval = session._saver.interval()
             print(describe(turns, events, interval, config.mtbf), flush=True)
             print(compare(training, config.pairs, interval, step_seconds))
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from pitstop import health
 from pitstop.health import Health
 
 WELL, OVERFLOWN = torch.zeros(1), torch.ones(1)
@@ -63,7 +62,11 @@ def test_it_is_asked_for_nothing_but_tensors() -> None:
     ],
 )
 def test_advice(precision: str, clips: bool, there: list[str], missing: list[str]) -> None:
-    text = health.advice(20, precision, clips)
+    state = Health()
+    for step in range(20):
+        assert state.complaint(precision, clips) == "", step
+        state.add([torch.tensor(math.nan)], torch.zeros(()))
+    text = state.complaint(precision, clips)
     assert "20 steps in a row" in text
     assert all(flag in text for flag in there)
     assert not any(flag in text for flag in missing)

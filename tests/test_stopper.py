@@ -1,6 +1,7 @@
 """Reasons to stop: which outweighs which, when it is at once, and who is a launcher. In processes of their own, which
 real signals reach."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -31,16 +32,19 @@ def send(number: int) -> None:
     signal.raise_signal(number)
 
 
+@pytest.mark.parametrize("armed", [False, True])
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, START_AGAIN), (signal.SIGUSR1, START_AGAIN), (signal.SIGINT, PERSON_DECIDES)],
 )
-def test_signals(number: signal.Signals, code: int, installed: Stopper) -> None:
+def test_signals(number: signal.Signals, code: int, armed: bool, installed: Stopper) -> None:
     """Before `arm` at once, after it a flag."""
-    with pytest.raises(SystemExit) as left:
-        send(number)
-    assert left.value.code == code
-    installed.exit_code = 0
+    if not armed:
+        with pytest.raises(SystemExit) as left:
+            send(number)
+        assert left.value.code == code
+        assert installed.seconds_left <= 3
+        return
     installed.arm()
     send(number)
     assert (installed.look(), installed.reason) == (code, number.name)
@@ -59,6 +63,31 @@ def test_a_second_interrupt_is_at_once_and_a_second_sigterm_is_not(installed: St
     with pytest.raises(SystemExit) as left:
         send(signal.SIGINT)
     assert left.value.code == PERSON_DECIDES
+    assert installed.seconds_left <= 3
+
+
+def test_a_first_interrupt_saves_whatever_was_asked_before(installed: Stopper) -> None:
+    """A person has asked by a file, and then types Ctrl-C once."""
+    installed.arm()
+    installed.request("STOP is there", PERSON_DECIDES)
+    send(signal.SIGINT)
+    assert installed.look() == PERSON_DECIDES
+
+
+def test_the_launcher_says_how_long_a_signal_leaves(installed: Stopper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PITSTOP_GRACE_SECONDS", "295")
+    installed.arm()
+    send(signal.SIGTERM)
+    assert 290 < installed.seconds_left <= 295
+
+
+def test_signals_end_a_process_that_waits_and_are_handled_again_after_an_error(installed: Stopper) -> None:
+    with contextlib.suppress(ValueError), installed.waiting():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        raise ValueError
+    installed.arm()
+    send(signal.SIGTERM)
+    assert installed.look() == START_AGAIN
 
 
 @pytest.mark.parametrize("armed", [False, True])

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -146,7 +147,9 @@ def _archive(argv: Sequence[str]) -> int:
 
     flags = parse(Archive, argv, words=("run",), program="pitstop archive")
     target = archive(find_run(flags.run, flags.runs_dir))
-    store = read_json(target / "config.json").get("config", {}).get("store")
+    store = None
+    with suppress(OSError, ValueError, AttributeError):  # a damaged one may be why it is archived
+        store = read_json(target / "config.json").get("config", {}).get("store")
     anew = f"it is still in {store}: begin anew with --name OTHER" if store else "the command that made it starts anew"
     print(f"{flags.run} lies in {target} now; {anew}.")
     return FINISHED

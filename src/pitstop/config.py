@@ -50,10 +50,12 @@ def interval(value: object) -> str:
 
 def run_name(value: str) -> str:
     """One plain name of a directory, or nothing. Raises ValueError."""
-    if value and (not re.fullmatch(r"\w[\w.+=@-]*", value) or len(value.encode()) > 100 or value == "archive"):
+    if value and (
+        not re.fullmatch(r"\w[\w.+=@-]*", value) or len(value.encode()) > 100 or value in ("archive", "caches")
+    ):
         raise ValueError(
             "a name of up to 100 bytes of letters, digits, '.', '_', '-', '+', '=' and '@' was expected, "
-            "beginning with a letter or digit (and not 'archive')"
+            "beginning with a letter or digit (and not 'archive' or 'caches')"
         )
     return value
 

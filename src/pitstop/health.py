@@ -27,12 +27,14 @@ class Health:
         """Reads the device."""
         return 0 if self._row is None else int(self._row.item())
 
-
-def advice(steps: int, precision: str, clips: bool) -> str:
-    """What to say when a run stops for its health."""
-    clip = "" if clips else "--clip_grad_norm 1, "
-    fp32 = "" if precision == "fp32" else ", or --precision fp32"
-    return (
-        f"loss or gradient were not finite in {steps} steps in a row (their updates were not applied). "
-        f"What helps: {clip}a lower --peak_lr{fp32}"
-    )
+    def complaint(self, precision: str, clip_grad_norm: float) -> str:
+        """Why the run should stop, and what to try; or nothing. Reads the device."""
+        steps = self.in_a_row()
+        if steps < LIMIT:
+            return ""
+        clip = "" if clip_grad_norm else "--clip_grad_norm 1, "
+        fp32 = "" if precision == "fp32" else ", or --precision fp32"
+        return (
+            f"loss or gradient were not finite in {steps} steps in a row (their updates were not applied). "
+            f"What helps: {clip}a lower --peak_lr{fp32}"
+        )

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-GONE = (errno.EIO, errno.EPIPE, errno.EBADF, errno.ENXIO)
+# Nobody reads, or the disk of a log takes no more: what the run keeps on another disk is not its business.
+GONE = (errno.EIO, errno.EPIPE, errno.EBADF, errno.ENXIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Sturdy:
@@ -19,6 +20,8 @@ class Sturdy:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
+        except BlockingIOError:  # a terminal that is slow, and was told not to block: this line is lost
+            return len(text)
         except OSError as error:
             self._silence(error)
             return len(text)
@@ -26,6 +29,8 @@ class Sturdy:
     def flush(self) -> None:
         try:
             self._stream.flush()
+        except BlockingIOError:
+            return
         except OSError as error:
             self._silence(error)
 

@@ -129,6 +129,11 @@ class RunDirectory:
     def exists(self) -> bool:
         return (self.path / "config.json").exists()
 
+    def newest_step(self) -> int:
+        """Of what calls itself a checkpoint; -1 where there is none."""
+        names = (path.name.removeprefix("step-") for path in (self.path / "checkpoints").glob("step-*"))
+        return max((int(name) for name in names if name.isdigit()), default=-1)
+
     def config(self) -> dict[str, Any]:
         """Raises UserError if it is damaged."""
         path = self.path / "config.json"

@@ -26,6 +26,8 @@ LAUNCHERS = {
     *("torchrun", "torch.distributed.run", "pitstop", "pitstop.cli"),
 }
 SIGNAL_SECONDS = 25.0  # what is taken to be left after a signal: Kubernetes, Slurm and GCP give 30 s
+GRACE = "PITSTOP_GRACE_SECONDS"  # environment, set by `pitstop launch`: the same, as it was told
+AT_ONCE_SECONDS = 3.0  # for the last words of a process that has nothing to save
 LOOK_SECONDS = 1.0  # between two looks at clocks and files
 TOGETHER_SECONDS = 0.3  # within which a hangup and the death of the launcher that it causes arrive
 HANGUP_SECONDS = 5.0
@@ -69,7 +71,7 @@ class Stopper:
         self.save_soon = False
         self._limits: list[Limit] = []
         self._looked = time.monotonic()
-        self._armed = False
+        self._armed, self._interrupts = False, 0
         self._hangup: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -88,10 +90,12 @@ class Stopper:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         self._ask_for(signal.SIGKILL if _agent() else PARENT_DIED)
-        yield
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
-        self._ask_for(PARENT_DIED)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                signal.signal(number, self._handle)
+            self._ask_for(PARENT_DIED)
 
     def _ask_for(self, number: signal.Signals) -> None:
         """The signal at the death of the launcher, if one has started this process."""
@@ -147,10 +151,11 @@ class Stopper:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        again = self.exit_code == PERSON_DECIDES and number == signal.SIGINT
+        self._interrupts += number == signal.SIGINT
         code = PERSON_DECIDES if number == signal.SIGINT else START_AGAIN
-        self.request(name, code, time.monotonic() + SIGNAL_SECONDS)
-        self._leave_or_say(name, at_once=again)
+        seconds = float(os.environ.get(GRACE) or SIGNAL_SECONDS)
+        self.request(name, code, time.monotonic() + seconds)
+        self._leave_or_say(name, at_once=self._interrupts > 1)
 
     def _hung_up(self, number: int, frame: FrameType | None) -> None:
         self._hangup = time.monotonic()
@@ -164,6 +169,7 @@ class Stopper:
 
     def _leave_or_say(self, why: str, *, at_once: bool) -> None:
         if at_once or not self._armed:
+            self.deadline = time.monotonic() + AT_ONCE_SECONDS
             raise SystemExit(self.exit_code)
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, f"\n{why}: saving after this step, then leaving\n".encode())

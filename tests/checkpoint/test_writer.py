@@ -204,3 +204,24 @@ def test_a_copy_that_fails_lets_the_update_go_on(tmp_path: Path, monkeypatch: py
     writer.settle()
     with pytest.raises(ZeroDivisionError):
         writer.take(wait=True)
+
+
+def test_one_that_is_changed_all_the_same_fails_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By weights that are clamped, say: what is half copied is no checkpoint."""
+    fill, go, tensors = checkpoint.Image.fill, threading.Event(), live()
+
+    def slow(self: checkpoint.Image, given: dict[str, Tensor]) -> None:
+        if threading.current_thread().name == "pitstop-save":
+            assert go.wait(20)
+        fill(self, given)
+
+    writer = Writer(tmp_path, keep=2)
+    writer.prepare(tensors)
+    monkeypatch.setattr(checkpoint.Image, "fill", slow)
+    writer.begin(5, tensors, {"model/w"}, {"state": {}}, nothing)
+    tensors["model/w"].clamp_(-0.5, 0.5)
+    go.set()
+    result = writer.take(wait=True)
+    assert isinstance(result.error, checkpoint.Moved)
+    assert "model/w was changed" in str(result.error)
+    assert list(tmp_path.iterdir()) == []

@@ -132,11 +132,11 @@ class Run:
         self.path = folder / "runs" / "r"
         self.attempts = 0
 
-    def start(self, *flags: str, ranks: int | None = None, **env: str) -> Job:
+    def start(self, *flags: str, ranks: int | None = None, out: Path | None = None, **env: str) -> Job:
         self.attempts += 1
         argv = [self.recipe, "--name", "r", "--tracker", "none", *self.defaults(), *self.flags, *flags]
         env = {"STEP_LOG": str(self.folder / "steps.jsonl")} | self.env | env
-        out = self.folder / f"out-{self.attempts}.txt"
+        out = out or self.folder / f"out-{self.attempts}.txt"
         return self.warm.start(argv, cwd=self.folder, out=out, ranks=ranks or self.ranks, env=env)
 
     def defaults(self) -> list[str]:

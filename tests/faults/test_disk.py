@@ -104,3 +104,24 @@ def test_a_disk_that_fills(tiny: Callable[..., Run], clean: Callable[..., Run], 
     assert job.code == 0, job.text
     assert "No space left on device" in job.text
     assert_same(run, clean())
+
+
+def test_output_on_a_full_disk(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """As a log beside the run: what is said is lost, the run is not."""
+    run = tiny("--save_every", "4steps")
+    job = run.start(out=Path("/dev/full"))
+    job.wait()
+    assert job.codes == [0]
+    assert_same(run, clean())
+
+
+def test_a_run_that_fits_goes_on_after_a_kill(
+    tiny: Callable[..., Run], clean: Callable[..., Run], small_disk: Path
+) -> None:
+    """What its checkpoints take already is not asked for again."""
+    run = tiny("--runs_dir", str(small_disk / "runs"), "--save_every", "5steps", "--keep", "1")
+    run.path = small_disk / "runs" / "r"
+    run.killed("step:18", SAVES_WAIT="1")
+    ballast(small_disk, 7_000_000)  # of the 9 MB that a new run asks for
+    run.finish()
+    assert_same(run, clean())

@@ -2,12 +2,13 @@
 
 from pitstop.checkpoint.disk import FORMAT, Checkpoint, newest, seal, to_bytes, verify, write, write_final
 from pitstop.checkpoint.image import Image, Poisoned
-from pitstop.checkpoint.writer import Saved, Writer
+from pitstop.checkpoint.writer import Moved, Saved, Writer
 
 __all__ = [
     "FORMAT",
     "Checkpoint",
     "Image",
+    "Moved",
     "Poisoned",
     "Saved",
     "Writer",

@@ -15,13 +15,20 @@ from pitstop.checkpoint.image import Image, Poisoned
 
 @dataclass(frozen=True)
 class Saved:
-    """What became of one save. `error` is an OSError or Poisoned where the checkpoint does not exist."""
+    """What became of one save. `error` is an OSError, Poisoned or Moved where the checkpoint does not exist."""
 
     step: int
     stall_seconds: float
     write_seconds: float
     bytes: int
     error: Exception | None
+
+
+class Moved(RuntimeError):
+    """Something else than the optimizer has changed tensors that were said to be still: half of it may be copied."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"{names[0]} was changed between `commit` and the optimizer's next step")
 
 
 class Writer:
@@ -66,7 +73,8 @@ class Writer:
 
         Those that are `still`, which nothing changes until `settle` returns, the thread copies: beside the forward and
         backward pass of the next step, which only read them (CheckFreq, Mohan et al., FAST 2021). The others are
-        copied here. From CUDA all are queued at once. `take` the result of the save before first.
+        copied here. From CUDA all are queued at once. One that is changed all the same fails the save (by autograd's
+        version counter, which writes through `.data` pass by). `take` the result of the save before first.
         """
         assert self._thread is None, "the last save was not taken yet"
         begun = time.monotonic()
@@ -75,7 +83,8 @@ class Writer:
         later = {name: tensor for name, tensor in tensors.items() if name in still and not tensor.is_cuda}
         self._image.fill({name: tensor for name, tensor in tensors.items() if name not in later})
         self._settled.clear()
-        arguments = (self._image, later, step, about, before)
+        versions = {name: tensor._version for name, tensor in later.items()}
+        arguments = (self._image, later, versions, step, about, before)
         self._thread = threading.Thread(target=self._run, args=arguments, name="pitstop-save", daemon=True)
         self._thread.start()
         self._stall = time.monotonic() - begun
@@ -91,6 +100,7 @@ class Writer:
         self,
         image: Image,
         later: dict[str, Tensor],
+        versions: dict[str, int],
         step: int,
         about: dict[str, Any],
         before: Callable[[], object],
@@ -99,13 +109,16 @@ class Writer:
         try:
             try:
                 image.fill(later)
+                moved = [name for name, tensor in later.items() if tensor._version != versions[name]]
             finally:
                 self._settled.set()
+            if moved:
+                raise Moved(moved)
             before()
             if poisoned := sorted(image.arrange() - self._infinite):
                 raise Poisoned(poisoned)
             size = write(self._directory, step, image.file, about, keep=self._keep)
-        except (OSError, Poisoned) as error:  # a disk that is full or broken, a state that is poisoned
+        except (OSError, Poisoned, Moved) as error:  # a disk that is full or broken, a state that is not fit
             failed = error
         except BaseException as error:  # a defect: raised where the training looks, not lost with the thread
             self._defects.append(error)

@@ -4,6 +4,7 @@ import os
 import secrets
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pitstop.stopper import stop_file
 from pitstop.store import Shelf
 
 LOCK_WAIT_SECONDS = 10.0
+TRACKER_SECONDS = 8.0  # of the time that is left, the store leaves so much to W&B
 OTHER_RANK_WAITS_SECONDS = 3.0
 RESTART = {
     FINISHED: "never",
@@ -35,8 +37,9 @@ RESTART = {
 class Attempt:
     """One process lifetime of a run, as people and launchers see it. On other ranks than 0 it is mute."""
 
-    def __init__(self, config: RecipeConfig, recipe: Path, rank: int) -> None:
+    def __init__(self, config: RecipeConfig, recipe: Path, rank: int, seconds_left: Callable[[], float | None]) -> None:
         self.config, self.recipe, self.rank = config, recipe, rank
+        self._seconds_left = seconds_left  # until the process may be killed; None where nobody has said so
         self.leads = rank == 0
         self.run = RunDirectory(run_path(config, recipe))
         self.definition = definition(config, recipe)
@@ -46,30 +49,29 @@ class Attempt:
         self._reached: Callable[[], dict[str, Any]] = dict
         self._remote: Remote | None = None
         self.shelf: Shelf | None = None
+        self.interval: Callable[[], float] | None = None  # seconds between two saves, once there is somebody to ask
         self._accepted: list[str] = []
         self._ended = False
 
     def look(self) -> bool:
         """Is the run finished? Then its result is printed. Known before anything is loaded, to rank 0 alone: the others
-        need not see the disk, and must not judge by a file that rank 0 may see a moment later. One that goes on is open
-        from here on: what it costs is paid.
+        need not see the disk, and must not judge by a file that rank 0 may see a moment later. Else an attempt begins
+        here: what it costs is paid.
 
         Raises:
             UserError: it was begun with something else, another process is at it, or its budget is spent.
         """
         if not self.leads or self.config.dry_run:
             return False
+        self.run.take(LOCK_WAIT_SECONDS)
         if self.config.store:
             self._remote = Remote(self.config.store, self.run, keep=self.config.keep, say=self.say)
-            self.run.take(LOCK_WAIT_SECONDS)
             self._remote.fetch()
             self.shelf = Shelf(self.config.store, self.say)
-        if not self.run.exists():
-            return False
-        self.run.lock.acquire(LOCK_WAIT_SECONDS)
-        self._accepted = self._changes()
-        finished = self._ended = not self._accepted and self.run.status().get("state") == "finished"
-        if finished:
+        if self.run.exists():
+            self._accepted = self._changes()
+            self._ended = not self._accepted and self.run.status().get("state") == "finished"
+        if self._ended:
             self._tell_launcher(state="finished", restart="never", exit_code=FINISHED)
             if self._remote:  # what did not get up when it finished
                 self._remote.start(self.run.status().get("attempt", 0))
@@ -77,7 +79,7 @@ class Attempt:
             print(messages.finished(self.run.path, self.run.status()))
         else:
             self._begin()
-        return finished
+        return self._ended
 
     def _changes(self) -> list[str]:
         """What defines the run and is not as it was begun; the data count once they are known.
@@ -96,17 +98,13 @@ class Attempt:
         """The data, by their fingerprints, are part of what defines the run."""
         self.definition["data_set"] = train if train == test else {"train": train, "test": test}
 
-    def open(self) -> None:
-        """Makes the directory if it is new, takes its lock, and writes down that an attempt begins.
+    def define(self) -> None:
+        """The data are known: writes down what defines a new run.
 
         Raises:
-            UserError: it was begun with something else, cannot be written to, or another process is at it.
+            UserError: the run was begun with something else.
         """
-        if self.run.is_open:
-            self._accepted = self._changes()  # by now the data are known
-            return
-        self._begin()
-        if self.run.exists():  # another process was faster
+        if self.run.exists():
             self._accepted = self._changes()
         else:
             self._write_config({"wandb_id": secrets.token_hex(4), "begun": now()})
@@ -114,11 +112,12 @@ class Attempt:
     def _begin(self) -> None:
         self.run.meter = Meter(price=self.config.price, currency=self.config.currency)
         self.run.open(LOCK_WAIT_SECONDS)
-        self._tell_launcher()
+        self._tell_launcher(newest=self.run.newest_step())
         if reason := self.run.meter.spent(self.config.budget):
             raise StoppedError(f"{self.run.path}: {reason}. To go on: a larger --budget.")
         if stop_file(self.run.path).check():
             raise StoppedError(f"{self.run.path}: a file STOP was there, and is removed now: start again to go on.")
+        self.run.write_status(state="running", reason="", restart="now", result=None)
         self._heartbeat = Heartbeat(self.run, lambda: self._reached())
         self._heartbeat.start()
         if self._remote:
@@ -193,14 +192,13 @@ class Attempt:
         if self._tracker:
             self._tracker.send(rows)
 
-    def ended(self, state: str, reason: str, code: int, *, seconds_left: float | None = None, **fields: Any) -> None:
+    def ended(self, state: str, reason: str, code: int, **fields: Any) -> None:
         """The attempt is over: status first, store and tracker with the time that is left."""
         self._ended = True
         if state == "stopped":
             (self.run.path / "STOP").unlink(missing_ok=True)  # it is obeyed
         if self._heartbeat:
             self._heartbeat.stop()
-        until = None if seconds_left is None else time.monotonic() + seconds_left
         if self.leads and self.run.is_open:
             self.run.event(state, reason=reason, exit_code=code, **self._reached(), **fields)
             try:
@@ -211,10 +209,17 @@ class Attempt:
                 self.say(f"status.json was not written: {error.strerror}")
         step = self._reached().get("step", 0)
         self._tell_launcher(state=state, restart=RESTART[code], reason=reason, exit_code=code, step=step)
+        left = self._seconds_left()
         if self._remote:
-            self._remote.finish(seconds_left)
+            self._remote.finish(None if left is None else max(0.0, left - TRACKER_SECONDS))
         if self._tracker:
-            self._tracker.finish(code, None if until is None else max(0.0, until - time.monotonic()))
+            self._tracker.finish(code, self._seconds_left())
+
+    def failed(self, error: Exception) -> None:
+        """A defect, ours or the recipe's: train.log has the traceback too."""
+        if self.run.is_open:
+            self.run.log(traceback.format_exc())
+        self.ended("failed", f"{type(error).__name__}: {error}", FAILED)
 
     def refused(self, error: UserError) -> None:
         """Says what a person can put right: rank 0 for all; another rank if rank 0 did not fail as well."""
@@ -228,7 +233,8 @@ class Attempt:
 
     def no_notices(self, why: str) -> None:
         """The cloud does not say when it takes the machine: said once, with what that means."""
-        self.say(f"{why}: no notice will come; a stop costs at most what was done since the last checkpoint")
+        lost = f"{self.interval():.0f} s" if self.interval else "what was done since the last checkpoint"
+        self.say(f"{why}: no notice will come; a stop costs at most {lost}")
 
     def close(self, code: int, reason: str) -> None:
         """Lets go of the run; called however the attempt went."""

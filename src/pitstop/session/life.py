@@ -9,11 +9,11 @@ import torch
 
 from pitstop import notice
 from pitstop.config import RecipeConfig
-from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, StoppedError, UserError
+from pitstop.errors import FINISHED, PERSON_DECIDES, StoppedError, UserError
 from pitstop.output import sturdy
 from pitstop.rundir import process_age
 from pitstop.session.attempt import Attempt
-from pitstop.session.place import Place, find, launched_rank, launched_world
+from pitstop.session.place import Place, check_meeting, find, launched_rank, launched_world
 from pitstop.stopper import Limit, Stopper, stop_file, time_limit
 
 
@@ -28,8 +28,9 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
     stopper = Stopper()
     with sturdy():
         stopper.install()
-        attempt = Attempt(config, recipe, launched_rank())
+        attempt = Attempt(config, recipe, launched_rank(), lambda: stopper.seconds_left)
         try:
+            check_meeting()
             with _watching(config, attempt, stopper):
                 finished = attempt.look()
                 if finished and launched_world() == 1:
@@ -47,7 +48,7 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             attempt.refused(StoppedError(_too_large(config, str(error).splitlines()[0])))
             raise SystemExit(PERSON_DECIDES) from None
         except Exception as error:
-            attempt.ended("failed", f"{type(error).__name__}: {error}", FAILED)
+            attempt.failed(error)
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)

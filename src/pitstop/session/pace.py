@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 LOOK_EVERY_SECONDS = 1.0
-MOST_STEPS = 1000
+MOST_STEPS = 100  # steps may become slower all at once
 
 
 class Pace:

@@ -33,6 +33,12 @@ def launched_world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def check_meeting() -> None:
+    """Raises UserError if a launcher has started several processes that cannot meet: each would be alone."""
+    if "MASTER_ADDR" not in os.environ:
+        machine.check_world(1)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where this process computes, and how."""
@@ -106,8 +112,6 @@ def find(config: RecipeConfig) -> Place:
         gradient_as_bucket_view=True,
     )
     handlers = [ddp, InitProcessGroupKwargs(timeout=timedelta(seconds=float(os.environ.get(GROUP_SECONDS) or "600")))]
-    if "MASTER_ADDR" not in os.environ:
-        machine.check_world(1)  # there is no way to meet: each process would be alone
     # Precision is ours: see pitstop.precision.
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     machine.check_world(accelerator.num_processes)

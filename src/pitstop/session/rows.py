@@ -44,17 +44,14 @@ class Rows:
     @property
     def clock(self) -> Clock:
         """Steps of this attempt, and the time that they took."""
-        return Clock(self._done.steps + self._steps, self._done.seconds + self._running())
-
-    def _running(self) -> float:
-        return self._seconds + time.monotonic() - self._tick
+        return Clock(self._done.steps + self._steps, self._done.seconds + self._seconds)
 
     @property
     def step_seconds(self) -> float:
         """Of a step, as far as the host knows."""
         if not self._steps:  # a row was written just now
             return self._step_seconds
-        return self._running() / self._steps
+        return self._seconds / self._steps
 
     def train(self, step: int, lr: float) -> None:
         """A row of means since the last one. Reads the device, so that what was asked of it is done."""

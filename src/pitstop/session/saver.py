@@ -1,5 +1,6 @@
 """When a checkpoint is due, and what becomes of it."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pitstop import checkpoint
-from pitstop.checkpoint import Poisoned, Saved
+from pitstop.checkpoint import Moved, Poisoned, Saved
 from pitstop.config import RecipeConfig, seconds
 from pitstop.errors import PERSON_DECIDES
 from pitstop.files import clear_leftovers, require_space
@@ -46,7 +47,7 @@ class Saver:
         every = config.save_every
         self._every_steps = int(every.removesuffix("s").removesuffix("step")) if "step" in every else 0
         self._every_seconds = 0.0 if self._every_steps or every == "auto" else seconds(every)
-        self._failures = 0
+        self._failures, self._eager = 0, False
         self.poisoned = False  # the state holds NaN: nothing more is saved
         self._rows: list[dict[str, Any]] = []  # of metrics.jsonl, which no durable checkpoint covers yet
         self.step = -1  # of the newest checkpoint
@@ -58,13 +59,8 @@ class Saver:
 
     def due_now(self) -> bool:
         """By the clock, on rank 0, which asks the others."""
-        if self._writer.busy:
-            return False
-        if self._stopper.save_soon:
-            return True
-        return not self._every_steps and time.monotonic() - self._since >= self.interval
+        return not self._writer.busy and not self._every_steps and time.monotonic() - self._since >= self.interval()
 
-    @property
     def interval(self) -> float:
         """Seconds between two saves by the clock: what a stop without notice costs at most, a write apart."""
         return self._every_seconds or self._cost.interval
@@ -73,18 +69,21 @@ class Saver:
     def last_good(self) -> str:
         return f"the last good one is that of step {self.step}" if self.step >= 0 else "there is none yet"
 
-    def find(self) -> checkpoint.Checkpoint | None:
-        """The newest checkpoint that is whole; see `checkpoint.newest`."""
+    def find(self, state_bytes: int) -> checkpoint.Checkpoint | None:
+        """The newest checkpoint that is whole; see `checkpoint.newest`.
+
+        Raises:
+            UserError: the disk cannot hold what the run is going to write: before the first paid step.
+        """
         clear_leftovers(self._folder)
+        there = sum(file.stat().st_size for file in self._folder.glob("step-*/*"))  # of those that are kept
+        needed = max(2 * state_bytes, state_bytes * (self._keep + 2) - there)
+        require_space(self._run.path, needed, f"{self._keep} checkpoints and the result")
         return checkpoint.newest(self._folder, complain=self._complain)
 
     def _complain(self, text: str) -> None:
         self._run.event("bad_checkpoint", text=text)
         self._say(text)
-
-    def check_space(self, state_bytes: int) -> None:
-        """Raises UserError if the disk cannot hold what the run is going to write: before the first paid step."""
-        require_space(self._run.path, state_bytes * (self._keep + 2), f"{self._keep} checkpoints and the result")
 
     def ready(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Training begins with these tensors; `step` is that of the checkpoint which they are from, or -1."""
@@ -107,7 +106,6 @@ class Saver:
         self.poll(clock, wait=True)
         if self.poisoned or self.step == step:
             return
-        self._stopper.save_soon = False
         self._since = time.monotonic()
         self._rows += self._metrics.take_unsent()
         try:
@@ -116,7 +114,7 @@ class Saver:
             self._failed(Saved(step, 0.0, 0.0, 0, error), sum(tensor.nbytes for tensor in tensors.values()))
             return
         self._cost.began(clock)
-        self._writer.begin(step, tensors, still, about, self._metrics.sync)
+        self._writer.begin(step, tensors, set() if self._eager else still, about, self._metrics.sync)
 
     def poll(self, clock: Clock, *, wait: bool = False) -> None:
         """What became of the save in flight, if it is over; called after every step."""
@@ -125,6 +123,12 @@ class Saver:
         if saved is None:
             return
         slowdown = self._cost.ended(clock, saved)
+        if isinstance(saved.error, Moved):
+            self._eager = True
+            self._say(
+                f"The checkpoint of step {saved.step} is given up: {saved.error}. From now on saves copy all at once."
+            )
+            return
         if saved.error is not None:
             self._failed(saved, self._writer.bytes)
             return
@@ -136,7 +140,7 @@ class Saver:
             stall_seconds=round(saved.stall_seconds, 5),
             write_seconds=round(saved.write_seconds, 4),
             slowdown_seconds=round(slowdown, 4),
-            interval_seconds=None if self._every_steps else round(self.interval, 1),
+            interval_seconds=None if self._every_steps else round(self.interval(), 1),
             bytes=saved.bytes,
         )
         rows, self._rows = self._rows, []
@@ -156,7 +160,9 @@ class Saver:
             return
         assert isinstance(saved.error, OSError)
         self._failures += 1
-        free_bytes = shutil.disk_usage(self._folder).free
+        free_bytes = 0
+        with contextlib.suppress(OSError):  # the disk may be gone
+            free_bytes = shutil.disk_usage(self._folder).free
         self._say(
             f"CHECKPOINT OF STEP {saved.step} WAS NOT SAVED to {self._folder}: {saved.error.strerror} "
             f"({needed_bytes / 1e6:,.1f} MB needed, {free_bytes / 1e6:,.1f} MB free); {last}. Training goes on."

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pitstop import health, plan, state
+from pitstop import plan, state
 from pitstop.checkpoint import write_final
 from pitstop.config import RecipeConfig, crossings
 from pitstop.data import ImageSet
 from pitstop.errors import FINISHED, PERSON_DECIDES, UserError
+from pitstop.health import Health
 from pitstop.optim import zero_momentum
 from pitstop.plan import Stream
 from pitstop.record import Metrics
@@ -34,8 +35,7 @@ class Session:
     """Carries one run through one attempt: `restore`, `commit`, `finish`. Use it as `with Session.open(...)`.
 
     Attributes:
-        step: global batches consumed, over all attempts: the only clock of the run.
-        total_steps: where the run ends; known after `restore`.
+        step: global batches consumed, over all attempts: the only clock. It ends at total_steps, known after `restore`.
         rank, world, device: this process among its kind.
         precision: autocast, the scaled backward pass and the update.
     """
@@ -47,9 +47,10 @@ class Session:
         self.precision = place.precision
         self._attempt, self._stopper, self._place = attempt, stopper, place
         self._pace = Pace(self.world, self.device)
-        self._health = health.Health()
+        self._health = Health()
         self._metrics = Metrics(attempt.run.path / "metrics.jsonl" if attempt.leads else None, self.world)
         self._saver = Saver(attempt.run, config, self._metrics, stopper, say=attempt.say, saved=attempt.saved)
+        attempt.interval = self._saver.interval
         self._owners: dict[str, state.Stateful] = {"scaler": self.precision, "metrics": self._metrics}
 
     @classmethod
@@ -120,9 +121,7 @@ class Session:
             state.join(self._owners, tensors, about["state"])
             self.step = about["step"]
             if self.step > self.total_steps:
-                raise UserError(
-                    f"{self.step} steps are done; --epochs {self.config.epochs:g} asks for {self.total_steps}."
-                )
+                raise UserError(f"{self.step} steps are done, but --epochs asks for {self.total_steps}.")
         self._rows = Rows(self._metrics, self._attempt, stream, self.total_steps)
         self._attempt.start(self._reached, stream.batch_size, self._shape)
         if self._attempt.leads:
@@ -131,10 +130,9 @@ class Session:
 
     def _read(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         """Opens the run directory; tensors and manifest of the newest good checkpoint, if there is one."""
-        self._attempt.open()
+        self._attempt.define()
         live = state.collect(self._model, self._optimizer)
-        self._saver.check_space(sum(tensor.nbytes for tensor in live.values()))
-        found = self._saver.find()
+        found = self._saver.find(sum(tensor.nbytes for tensor in live.values()))
         return (found.tensors, found.manifest) if found else ({}, None)
 
     def _restored(self, about: dict[str, Any] | None, took_seconds: float) -> None:
@@ -156,9 +154,11 @@ class Session:
 
     def due(self, every_epochs: float) -> bool:
         """Is this the first step whose start reaches a border of `every_epochs`? Computed from the step alone."""
-        here, length = self.step * self._stream.batch_size, self._stream.epoch_length
-        before = max(0, here - self._stream.batch_size)
-        return crossings(every_epochs, length, here) > crossings(every_epochs, length, before)
+        batch, length = self._stream.batch_size, self._stream.epoch_length
+        before, now = (crossings(every_epochs, length, batch * max(0, step)) for step in (self.step - 1, self.step))
+        if due := now > before:
+            self._saver.before_update()  # who evaluates may put other weights into the model
+        return due
 
     def commit(self, metrics: dict[str, Tensor]) -> None:
         """Ends a step: counts it, records it, saves when due, leaves when asked to.
@@ -190,10 +190,9 @@ class Session:
 
     def _wishes(self) -> Sequence[float]:
         """(exit code or 0, save now): of all ranks, who must do the same."""
-        if self._pace.may_read() and (bad := self._health.in_a_row()) >= health.LIMIT:
-            why = health.advice(bad, self.precision.name, bool(self.config.clip_grad_norm))
+        if self._pace.may_read() and (why := self._health.complaint(self.precision.name, self.config.clip_grad_norm)):
             self._stopper.request(f"{why}. Of the checkpoints, {self._saver.last_good}", PERSON_DECIDES)
-        by_clock = self._attempt.leads and self._saver.due_now()
+        by_clock = self._stopper.save_soon or (self._attempt.leads and self._saver.due_now())
         return self._pace.agree(self.step, [self._stopper.look(), by_clock], self._rows.step_seconds)
 
     def _look(self) -> None:
@@ -209,6 +208,7 @@ class Session:
     def _save(self) -> None:
         """Called by all ranks at the same step; rank 0 writes, behind the next steps."""
         tensors, values = state.split(self._owners)
+        self._stopper.save_soon = False
         if self._attempt.leads:
             tensors |= state.collect(self._model, self._optimizer)
             still = state.changed_by_updates(self._model, tensors)
@@ -221,7 +221,7 @@ class Session:
         code = int(self._pace.most(max(code, self._stopper.exit_code)))
         reason = self._stopper.reason or "another rank was asked to"
         self.say(messages.stopped(self.step, self.total_steps, reason, self._saver.step))
-        self._attempt.ended("stopped", reason, code, seconds_left=self._stopper.seconds_left)
+        self._attempt.ended("stopped", reason, code)
         self._place.part()
         raise SystemExit(code)
 
