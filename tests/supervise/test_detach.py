@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from supervise.fakes import Fake, until
+from supervise.fakes import Fake, survivors, until
 
 MakeFake = Callable[[str], Fake]
 BODY = """
@@ -52,6 +52,21 @@ def test_it_returns_at_once_and_goes_on(where: str, fake: MakeFake) -> None:
     until(lambda: one.exists("then") and not Path(f"/proc/{pid}").exists(), "its end")
     assert "hello from the recipe" in log.read_text()
     assert "STOP (exit code 76)" in log.read_text()
+
+
+def test_nobody_reads_where_it_went(fake: MakeFake) -> None:
+    """The first process must not take that for an error: its --then would end the machine under the run."""
+    one = fake(BODY)
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = one.start("--detach", "--then", f"touch {one.folder}/then", stdout=writing)
+    os.close(writing)
+    assert process.wait(10) == 0
+    one.wait_for("stdin")
+    assert not one.exists("then")
+    (one.folder / "go").touch()
+    one.wait_for("then")
+    until(lambda: not survivors(one.mark), "its end")
 
 
 def test_what_is_wrong_is_said_before(fake: MakeFake) -> None:

@@ -25,6 +25,8 @@ def test_the_word_is_read(tmp_path: Path) -> None:
     assert read_outcome(path) == Outcome()
     path.write_text(json.dumps({"run": "/runs/r", "pid": 7}))
     assert read_outcome(path) == Outcome(run=Path("/runs/r"))
+    path.write_text(json.dumps({"run": "/runs/r", "pid": 7, "newest": -1}))
+    assert read_outcome(path) == Outcome(run=Path("/runs/r"), newest=-1)
     record = {
         "run": "/runs/r",
         "pid": 7,
@@ -39,12 +41,13 @@ def test_the_word_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1]", "null", '{"run": 3, "restart": "soon", "exit_code": "x", "step": "s"}']
+    "text", ["", "{", "[1]", "null", '{"run": 3, "restart": "soon", "exit_code": "x", "newest": "s"}']
 )
 def test_garbage_is_no_word(text: str, tmp_path: Path) -> None:
     (tmp_path / "outcome.json").write_text(text)
     assert read_outcome(tmp_path / "outcome.json").restart == ""
     assert read_outcome(tmp_path / "outcome.json").run is None
+    assert read_outcome(tmp_path / "outcome.json").newest is None
 
 
 def test_a_word_without_a_code(tmp_path: Path) -> None:
@@ -120,6 +123,30 @@ def test_two_failures_in_a_row_without_progress_are_enough(tmp_path: Path) -> No
     patience.after_failure(tmp_path)
     with pytest.raises(GiveUp, match="after step 3"):
         patience.after_failure(tmp_path)
+
+
+def test_checkpoints_from_before_are_no_progress(tmp_path: Path) -> None:
+    """The first attempt says where it began: two at one step are enough then too."""
+    patience = Patience(restarts=50)
+    checkpoint(tmp_path, 5)
+    patience.after_failure(tmp_path, 5)
+    with pytest.raises(GiveUp, match="after step 5"):
+        patience.after_failure(tmp_path, 5)
+    patience = Patience(restarts=50)
+    patience.after_failure(tmp_path, -1)  # 5 was its own
+    patience.after_failure(tmp_path, 5)
+    checkpoint(tmp_path, 6)
+    assert patience.after_failure(tmp_path, 5) == FIRST_WAIT_SECONDS
+    patience.after_failure(tmp_path, None)  # died before it could say: at what the one before left
+    with pytest.raises(GiveUp, match="after step 6"):
+        patience.after_failure(tmp_path, 6)
+
+
+def test_before_the_first_checkpoint_two_are_enough(tmp_path: Path) -> None:
+    patience = Patience(restarts=50)
+    patience.after_failure(tmp_path, -1)
+    with pytest.raises(GiveUp, match="before the first checkpoint"):
+        patience.after_failure(tmp_path, -1)
 
 
 def test_a_checkpoint_whose_loading_kills_is_the_recipes_to_count(tmp_path: Path) -> None:

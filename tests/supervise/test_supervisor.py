@@ -1,7 +1,9 @@
 """`pitstop launch` around small fake recipes: signals, orphans, restarts, exit codes. Nothing may survive."""
 
+import contextlib
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -190,6 +192,8 @@ sleep_until("go")
 
 CRASHES = """
 number = attempt()
+RUN.mkdir(parents=True, exist_ok=True)
+(RUN / "train.log").touch()
 word()
 if number <= {crashes}:
     {progress}
@@ -227,6 +231,110 @@ def test_a_failure_that_says_so_is_tried_again_and_one_for_a_person_is_not(fake:
         assert one.go() == 1
         assert one.attempts == attempts
         assert "a defect" in one.text
+
+
+@pytest.mark.parametrize(
+    "last_word",
+    [
+        "os.kill(os.getpid(), 9)",
+        pytest.param("time.sleep(1.5); word(restart='now', exit_code=1)", marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_that_fails_with_checkpoints_from_before_is_tried_twice(last_word: str, fake: MakeFake) -> None:
+    """The last word takes the place of the first, which alone says where the attempt began."""
+    one = fake(f"checkpoint(5) if attempt() == 1 else None; word(newest=5); {last_word}")
+    assert one.go() == 1
+    assert one.attempts == 2
+    assert "it fails after step 5" in one.text
+
+
+def test_a_store_that_cannot_be_reached_at_the_start_is_tried_again(fake: MakeFake) -> None:
+    body = "number = attempt(); word(restart='now', exit_code=1, reason='no answer') if number == 1 else word("
+    one = fake(body + "restart='never', exit_code=0)")
+    assert one.go() == 0
+    assert one.attempts == 2
+    assert "no answer; starting again in 1 s" in one.text
+
+
+@pytest.mark.parametrize(("grace", "told"), [("5m", "295"), ("60s", "55"), ("2s", "1")])
+def test_the_recipe_is_told_how_long_it_has(grace: str, told: str, fake: MakeFake) -> None:
+    one = fake("note('told', os.environ['PITSTOP_GRACE_SECONDS'])")
+    assert one.go("--grace", grace) == 0
+    assert one.read("told") == f"{told}\n"
+
+
+STRANGER = """
+import os, sys, time
+def note(name):
+    with open(name, "a") as file:
+        file.write(f"{os.getpid()}\\n")
+def orphan(own_session, seconds_below):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            if own_session:
+                os.setsid()
+            note("strangers")
+            time.sleep(60)
+        time.sleep(seconds_below)
+        os._exit(0)
+    os.wait()
+note("strangers")
+while not os.path.exists("ready"):
+    time.sleep(0.01)
+orphan(own_session=False, seconds_below=0.1)
+orphan(own_session=True, seconds_below=2.5)
+note("go")
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_what_it_has_not_started_is_left_alone(fake: MakeFake) -> None:
+    """Jobs of the shell that became this program, and what they start meanwhile, orphans too; not so the recipe's."""
+    one = fake(CRASHES.format(crashes=1, progress="daemon(); note('ready'); sleep_until('go')"))
+    (one.folder / "stranger.py").write_text(STRANGER)
+    shell = f'env -i {sys.executable} stranger.py & while [ ! -e strangers ]; do sleep 0.05; done; exec "$@"'
+    process = one.start("--grace", "300ms", before=("sh", "-c", shell, "sh"))
+    try:
+        assert one.end(process) == 0
+        assert one.attempts == 2
+        strangers = one.read("strangers").split()
+        assert len(strangers) == 3
+        for pid in strangers:
+            assert b"stranger.py" in Path(f"/proc/{pid}/cmdline").read_bytes(), one.text
+    finally:
+        for pid in one.read("strangers").split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def test_a_run_that_cannot_be_started_ends_the_bill_too(fake: MakeFake) -> None:
+    one = fake("attempt()")
+    end = ("--then", f"touch {one.folder}/then-$PITSTOP_STATE")
+
+    def ended(code: int, said: str, process: "subprocess.Popen[bytes]") -> None:
+        text = process.communicate()[1].decode()
+        assert one.end(process) == code, text
+        assert said in text
+        (one.folder / "then-failed").unlink()
+
+    piped = {"stderr": subprocess.PIPE}
+    one.env["CUDA_VISIBLE_DEVICES"] = "0,1"
+    ended(2, "only 2 GPUs", one.start("--processes", "3", *end, **piped))
+    one.env["CUDA_VISIBLE_DEVICES"] = ""
+    (one.folder / "file").touch()
+    ended(2, "cannot be made", one.start("--detach", *end, words=("--runs_dir", "file/x"), **piped))
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    ended(1, "No usable temporary directory", one.start(*end, preexec_fn=full, **piped))
+    code = "import sys; sys.executable = '/no/python'; from pitstop.cli import main; sys.exit(main())"
+    argv = [sys.executable, "-c", code, "launch", *end, str(one.recipe)]
+    ended(2, "/no/python cannot be started", subprocess.Popen(argv, cwd=one.folder, env=one.env, **piped))
+    assert one.attempts == 0
+    assert one.go("--grace", "soon", *end) == 2, "its own flags are wrong: nothing was promised"
+    assert not one.exists("then-failed")
 
 
 def test_a_signal_while_nothing_runs(fake: MakeFake) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from pitstop.supervise import STOP_SIGNALS, WAITED
 from pitstop.supervise.command import Command
 from pitstop.supervise.outcome import read_outcome
-from pitstop.supervise.processes import begin_child, catches, descendants, reap, send
+from pitstop.supervise.processes import Strangers, begin_child, catches, reap, send
 from pitstop.supervise.say import say
 
 LOOK_EVERY_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.1
 TRACKER_SECONDS = 15.0  # more than the others, for wandb-core
 AFTER_WORD_SECONDS = 600.0  # for a process that said how it ended, and then hangs in its exit (seen)
+NOTICE_MARGIN_SECONDS = 5.0  # a recipe that uses its time to the full must not be killed at its last line
 UNKILLABLE_SECONDS = 20.0  # in the kernel's hands (a dead NFS or GPU): nobody can end it
 
 
@@ -28,22 +29,32 @@ def next_signal(seconds: float) -> int:
 
 
 class Child:
-    """A started recipe, alone or below a launcher. The supervisor has no other children while it lives.
+    """A started recipe, alone or below a launcher. What descended from the supervisor before is none of its business.
 
     Args:
         outcome: the file in which rank 0 leaves its word.
         grace_seconds: after a signal, and after the recipe's end, until what is left is killed.
+
+    Attributes:
+        passed: the signals that it was sent.
+        first_newest: the step of the newest checkpoint when it began (-1: none), by its word; None: it did not say.
     """
 
     def __init__(self, command: Command, outcome: Path, grace_seconds: float) -> None:
         self.passed: list[int] = []
+        self.first_newest: int | None = None
         self._command, self._outcome, self._grace = command, outcome, grace_seconds
         self._deadline = math.inf
         self._code: int | None = None
         self._said_its_word = False
+        self._strangers = Strangers()
         self._process = subprocess.Popen(
             command.argv,
-            env={**command.env, "PITSTOP_OUTCOME": str(outcome)},
+            env={
+                **command.env,
+                "PITSTOP_OUTCOME": str(outcome),
+                "PITSTOP_GRACE_SECONDS": f"{max(1.0, grace_seconds - NOTICE_MARGIN_SECONDS):g}",
+            },
             start_new_session=True,  # a terminal's Ctrl-C comes here alone, and is passed on to the right process
             preexec_fn=partial(begin_child, os.getpid()),
         )
@@ -52,7 +63,8 @@ class Child:
         """Its exit code (negative: a signal), once it and all its descendants are gone."""
         while self._code is None:
             self._look(min(LOOK_EVERY_SECONDS, self._deadline - time.monotonic()))
-            self._bound_a_late_exit()
+            self._hear()
+            self._strangers.follow()
             if time.monotonic() >= self._deadline:
                 break
         self._drain()
@@ -68,9 +80,15 @@ class Child:
         if self._process.pid in ended:
             self._code = self._process.returncode = ended[self._process.pid]
 
-    def _bound_a_late_exit(self) -> None:
-        if not self._said_its_word and read_outcome(self._outcome).restart:
-            self._said_its_word = True
+    def _hear(self) -> None:
+        """Its word: the last one may not repeat what the first said."""
+        if self._said_its_word:
+            return
+        outcome = read_outcome(self._outcome)
+        if outcome.newest is not None:
+            self.first_newest = outcome.newest
+        if outcome.restart:
+            self._said_its_word = True  # and its exit is bounded
             self._deadline = min(self._deadline, time.monotonic() + AFTER_WORD_SECONDS)
 
     def _pass_on(self, number: int) -> None:
@@ -92,7 +110,7 @@ class Child:
         accelerate's simple launcher (a --config_file may ask for it) dies of SIGTERM and passes nothing on: there its
         children are meant.
         """
-        living = descendants(os.getpid())
+        living = self._strangers.others()
         main = self._process.pid
         if self._code is not None:
             return [process.pid for process in living if process.parent == os.getpid() and not process.is_tracker]
@@ -105,7 +123,7 @@ class Child:
         if self._code is not None:
             self._deadline = min(self._deadline, time.monotonic() + self._grace)
             send(self._targets(), signal.SIGTERM)
-        while left := descendants(os.getpid()):
+        while left := self._strangers.others():
             late_seconds = time.monotonic() - self._deadline
             if late_seconds > TRACKER_SECONDS + UNKILLABLE_SECONDS:
                 say(f"not even SIGKILL ends {', '.join(f'{process.name} (pid {process.pid})' for process in left)}")

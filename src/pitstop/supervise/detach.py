@@ -33,8 +33,11 @@ def detach(runs_dir: Path) -> tuple[int, Path] | None:
         return said["pid"], Path(said["log"])
     os.close(reading)
     os.setsid()
-    if os.fork():
-        os._exit(0)
+    try:
+        if os.fork():
+            os._exit(0)
+    except OSError:
+        os._exit(1)  # the first process says so
     said = _redirect(runs_dir)
     os.write(writing, json.dumps(said).encode())
     os.close(writing)

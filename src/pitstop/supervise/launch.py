@@ -1,5 +1,6 @@
 """The flags of `pitstop launch`, and its course: start, wait, judge, start again, and a last command."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,14 +14,14 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pitstop.config import operational, seconds
-from pitstop.errors import FAILED, FINISHED, UserError
+from pitstop.errors import BAD_USAGE, FAILED, FINISHED, UserError
 from pitstop.flags import LOOKS_LIKE_A_FLAG, parse
 from pitstop.supervise import STOP_SIGNALS
 from pitstop.supervise.child import Child, next_signal
 from pitstop.supervise.command import Command, build, value_of
 from pitstop.supervise.detach import detach
 from pitstop.supervise.outcome import GiveUp, Patience, Verdict, judge, read_outcome, stop_code
-from pitstop.supervise.processes import become_subreaper, reap, require_linux, send
+from pitstop.supervise.processes import become_subreaper, reap, require_linux, require_proc, send
 from pitstop.supervise.say import say
 
 STATES = ("finished", "failed", "stopped")
@@ -92,33 +93,49 @@ def main(argv: Sequence[str]) -> int:
     own, recipe, words = split(argv)
     flags = parse(Launch, [*recipe, *own], words=("recipe",), program="pitstop launch")
     require_linux()
-    command = build(
-        flags.recipe,
-        words,
-        processes=flags.processes,
-        config_file=flags.config_file,
-        grace_seconds=flags.grace,
-        env=os.environ,
-    )
-    if flags.detach:
-        runs_dir = value_of("runs_dir", words) or os.environ.get("PITSTOP_RUNS_DIR") or "runs"
-        if background := detach(Path(runs_dir).expanduser()):
-            pid, log = background
-            name = value_of("name", words)
-            print(f"pid {pid}, to stop it: kill {pid}\nlog {log}")
-            print(f"pitstop attach{f' {name}' if name else ''} --runs_dir {runs_dir}", flush=True)
-            return FINISHED
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the recipe inherits it
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some parents leave it, exit codes would be lost
-    become_subreaper()
-    with tempfile.TemporaryDirectory(prefix="pitstop-") as folder:
-        verdict, run = supervise(command, Path(folder), restarts=flags.restarts, grace_seconds=flags.grace)
+    run: Path | None = None
+    try:  # from here on --then is promised: a paid machine must not wait for a person because nothing could be started
+        require_proc()
+        command = build(
+            flags.recipe,
+            words,
+            processes=flags.processes,
+            config_file=flags.config_file,
+            grace_seconds=flags.grace,
+            env=os.environ,
+        )
+        if flags.detach and _goes_on_elsewhere(words):
+            return FINISHED
+        become_subreaper()
+        with tempfile.TemporaryDirectory(prefix="pitstop-", ignore_cleanup_errors=True) as folder:
+            verdict, run = supervise(command, Path(folder), restarts=flags.restarts, grace_seconds=flags.grace)
+    except UserError as error:
+        verdict = Verdict(error.exit_code, str(error))
+    except OSError as error:  # a full /tmp, say
+        verdict = Verdict(FAILED, f"pitstop launch itself: {error}")
     if verdict.code != FINISHED:
-        log_file = f"; the last lines of {run / 'train.log'} tell more" if run and verdict.code == FAILED else ""
-        say(f"{verdict.state}: {verdict.reason or 'without a reason'}{log_file} (exit code {verdict.code})")
+        log = run / "train.log" if run and verdict.code == FAILED else None
+        more = f"; the end of {log} tells more" if log and log.is_file() else ""
+        say(f"{verdict.state}: {verdict.reason or 'without a reason'}{more} (exit code {verdict.code})")
     if flags.then and verdict.state in flags.then_on.split(","):
         finally_run(flags.then, verdict, run)
     return verdict.code
+
+
+def _goes_on_elsewhere(words: Sequence[str]) -> bool:
+    """False in the new process of --detach; True here, once it was said how to reach that."""
+    runs_dir = value_of("runs_dir", words) or os.environ.get("PITSTOP_RUNS_DIR") or "runs"
+    background = detach(Path(runs_dir).expanduser())
+    if background is None:
+        return False
+    pid, log = background
+    name = value_of("name", words)
+    attach = f"pitstop attach{f' {name}' if name else ''} --runs_dir {runs_dir}"
+    with contextlib.suppress(OSError):  # whether or not anyone reads it, it has begun: here is no error any more
+        os.write(1, f"pid {pid}, to stop it: kill {pid}\nlog {log}\n{attach}\n".encode(errors="replace"))
+    return True
 
 
 def supervise(command: Command, folder: Path, *, restarts: int, grace_seconds: float) -> tuple[Verdict, Path | None]:
@@ -136,7 +153,7 @@ def supervise(command: Command, folder: Path, *, restarts: int, grace_seconds: f
         try:
             child = Child(command, word, grace_seconds)
         except OSError as error:
-            raise UserError(f"{command.argv[0]} cannot be started: {error.strerror}") from error
+            return Verdict(BAD_USAGE, f"{command.argv[0]} cannot be started: {error.strerror}"), run
         code = child.wait()
         outcome = read_outcome(word)
         run = outcome.run or run
@@ -144,7 +161,7 @@ def supervise(command: Command, folder: Path, *, restarts: int, grace_seconds: f
         if not verdict.again:
             return verdict, run
         try:
-            wait_seconds = patience.after_failure(run)
+            wait_seconds = patience.after_failure(run, child.first_newest)
         except GiveUp as reason:
             return Verdict(FAILED, f"{verdict.reason}; not started again, for {reason}"), run
         say(f"failed: {verdict.reason}; starting again in {wait_seconds:g} s ({patience.used} of {restarts})")

@@ -20,12 +20,15 @@ IN_VAIN = 2  # failed attempts in a row that bring no new checkpoint, before nob
 
 @dataclass(frozen=True)
 class Outcome:
-    """What rank 0 wrote: first only where its run is, at the end also how it ended."""
+    """What rank 0 wrote: first where its run is and at which checkpoint, at the end how it ended."""
 
     run: Path | None = None
     restart: str = ""  # now, person or never; empty: it has not ended by its own word
     reason: str = ""
     exit_code: int = FAILED
+    newest: int | None = (
+        None  # the step of the newest checkpoint when the attempt began, -1 without one; None: not said
+    )
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -34,13 +37,14 @@ def read_outcome(path: Path) -> Outcome:
         record: dict[str, Any] = dict(read_json(path, limit_bytes=1 << 20))
     except (OSError, ValueError, TypeError):
         return Outcome()
-    run, restart, code = (record.get(key) for key in ("run", "restart", "exit_code"))
+    run, restart, code, newest = (record.get(key) for key in ("run", "restart", "exit_code", "newest"))
     known = restart if restart in CODE_OF else ""
     return Outcome(
         run=Path(run) if isinstance(run, str) and run else None,
         restart=known,
         reason=str(record.get("reason") or ""),
         exit_code=code if isinstance(code, int) and 0 <= code < 256 else CODE_OF.get(known, FAILED),
+        newest=newest if isinstance(newest, int) and not isinstance(newest, bool) else None,
     )
 
 
@@ -108,8 +112,9 @@ class Patience:
         self._wait_seconds = FIRST_WAIT_SECONDS
         self.used = 0
 
-    def after_failure(self, run: Path | None) -> float:
-        """Seconds to wait before the next attempt.
+    def after_failure(self, run: Path | None, first_newest: int | None = None) -> float:
+        """Seconds to wait before the next attempt; `first_newest` as in `Outcome.newest`, by default what was found
+        after the attempt before.
 
         An attempt that was killed while it loaded a checkpoint is not held against the run: the recipe counts those
         itself (loading.json), sets the checkpoint aside after two, and goes on from the one before or asks a person.
@@ -118,10 +123,10 @@ class Patience:
             GiveUp: there is no use.
         """
         newest = newest_step(run)
-        moved = newest != self._newest
-        if newest is not None and (self._newest is None or newest > self._newest):
+        before = self._newest if first_newest is None else first_newest if first_newest >= 0 else None
+        if newest is not None and (before is None or newest > before):
             self._in_vain, self._wait_seconds = 0, FIRST_WAIT_SECONDS
-        elif not moved and not (run is not None and (run / "checkpoints" / "loading.json").exists()):
+        elif newest == before and not (run is not None and (run / "checkpoints" / "loading.json").exists()):
             self._in_vain += 1
         self._newest = newest
         if self._in_vain >= IN_VAIN:

@@ -20,13 +20,19 @@ class Process(NamedTuple):
     pid: int
     parent: int
     name: str
+    session: int = 0
+    begun: int = 0  # clock ticks after boot: with the pid, it is this process for ever
     is_tracker: bool = False  # wandb-core or a child of it
 
 
 def require_linux() -> None:
-    """Raises UserError where orphans could not be found."""
+    """Raises UserError elsewhere."""
     if sys.platform != "linux":
         raise UserError(f"pitstop launch needs Linux; this is {sys.platform}. Start the recipe by accelerate launch.")
+
+
+def require_proc() -> None:
+    """Raises UserError where orphans could not be found."""
     try:
         shown = os.readlink("/proc/self")
     except OSError:
@@ -61,15 +67,51 @@ def descendants(root: int) -> list[Process]:
             if entry.isdigit():
                 with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
                     head, _, rest = file.read().rpartition(")")
-                state, parent = rest.split()[:2]
-                if state not in "ZX":
-                    process = Process(int(entry), int(parent), head.partition("(")[2])
+                fields = rest.split()
+                if fields[0] not in "ZX":
+                    parent, _, session = map(int, fields[1:4])
+                    process = Process(int(entry), parent, head.partition("(")[2], session, int(fields[19]))
                     children.setdefault(process.parent, []).append(process)
     found = [Process(root, 0, "")]
     for parent_process in found:
         for child in children.get(parent_process.pid, []):
             found.append(child._replace(is_tracker=parent_process.is_tracker or child.name == TRACKER))
     return found[1:]
+
+
+class Strangers:
+    """What already descends from this process when it begins: jobs of a shell that became this program by exec, or the
+    sshd of a container. They are left alone, and so is what they start.
+
+    An orphan of theirs is adopted as ours are, so that its parent tells nothing any more; but it is still in a session
+    of theirs, which nobody else can join. Where it has begun one of its own, it must have been seen below them before.
+    """
+
+    def __init__(self) -> None:
+        living = descendants(os.getpid())
+        self._known = {(process.pid, process.begun) for process in living}
+        self._sessions = {process.session for process in living}
+
+    def others(self) -> list[Process]:
+        """The living descendants of this process that are not strangers, parents first."""
+        others, strange = list[Process](), list[Process]()
+        living = descendants(os.getpid())
+        now = {process.session for process in living if (process.pid, process.begun) in self._known}
+        sessions, pids = self._sessions | now | {os.getsid(0)}, set[int]()
+        for process in living:
+            if process.parent in pids or process.session in sessions or (process.pid, process.begun) in self._known:
+                pids.add(process.pid)
+                strange.append(process)
+            else:
+                others.append(process)
+        self._known = {(process.pid, process.begun) for process in strange}
+        self._sessions = {process.session for process in strange}
+        return others
+
+    def follow(self) -> None:
+        """To be called about once a second: who has joined them since?"""
+        if self._known:
+            self.others()
 
 
 def catches(pid: int, number: int) -> bool:
