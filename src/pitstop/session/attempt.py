@@ -51,6 +51,7 @@ class Attempt:
         self.shelf: Shelf | None = None
         self.interval: Callable[[], float] | None = None  # seconds between two saves, once there is somebody to ask
         self._accepted: list[str] = []
+        self._newest = -1  # step of the newest checkpoint at the start: what progress is measured from
         self._ended = False
 
     def look(self) -> bool:
@@ -112,7 +113,8 @@ class Attempt:
     def _begin(self) -> None:
         self.run.meter = Meter(price=self.config.price, currency=self.config.currency)
         self.run.open(LOCK_WAIT_SECONDS)
-        self._tell_launcher(newest=self.run.newest_step())
+        self._newest = self.run.newest_step()
+        self._tell_launcher()
         if reason := self.run.meter.spent(self.config.budget):
             raise StoppedError(f"{self.run.path}: {reason}. To go on: a larger --budget.")
         if stop_file(self.run.path).check():
@@ -129,7 +131,7 @@ class Attempt:
 
     def _tell_launcher(self, **how_it_ended: Any) -> None:
         if self.leads:
-            tell_launcher(run=str(self.run.path.resolve()), **how_it_ended)
+            tell_launcher(run=str(self.run.path.resolve()), newest=self._newest, **how_it_ended)
 
     def _write_config(self, kept: dict[str, Any]) -> None:
         config = {"format": 1, "definition": self.definition, "config": self.config.model_dump(mode="json")}
