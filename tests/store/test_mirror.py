@@ -44,18 +44,19 @@ def test_order(machine: Make, proxy: Proxy, s3: S3, bucket: str) -> None:
         until(lambda step=step: proxy.names("PUT").count(f"{PREFIX}/latest") == step + 2)
     proxy.log.clear()
     one.commit(4)
-    until(lambda: proxy.names("POST") == ["", ""])
+    until(lambda: not any("/step-00000001/" in key for key in s3.keys(bucket)))
     told = [f"{seen.method} {seen.name.rpartition('/')[2]}{seen.query}" for seen in proxy.log if seen.method != "GET"]
-    assert told == [
+    assert told[:5] == [
         "PUT metrics.jsonl",
         "PUT events.jsonl",
         "PUT state.safetensors",
         "PUT manifest.json",
         "PUT latest",
-        "POST delete",  # the manifest
-        "POST delete",  # the rest
     ]
-    until(lambda: not any("/step-00000001/" in key for key in s3.keys(bucket)))
+    manifest, *rest = told[5:]  # older obstore deletes one by one
+    assert (manifest, rest) == ("POST delete", ["POST delete"]) or (
+        manifest == "DELETE manifest.json" and "DELETE state.safetensors" in rest
+    )
 
 
 def test_large_files_go_in_parts(machine: Make, s3: S3, bucket: str, proxy: Proxy) -> None:
