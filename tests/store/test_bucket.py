@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import pytest
 from s3 import S3, Proxy
 from store.machines import Machine, look, until
 
-from pitstop.errors import UserError
-from pitstop.store import Bucket, StoreUnreachable
+from pitstop.errors import FAILED, UserError
+from pitstop.store import Bucket, StoreUnreachable, trouble
 from pitstop.store.connect import _bucket_in_host
 from pitstop.store.trouble import Conflict
 
@@ -68,9 +69,67 @@ def test_it_does_not_answer(fault: str, proxy: Proxy, bucket: str) -> None:
     proxy.fault = lambda seen: fault
     begun = time.monotonic()
     with pytest.raises(StoreUnreachable, match=r"503|timed out") as error:
-        Bucket.open(f"s3://{bucket}/x", "r", timeout_seconds=5)
-    assert error.value.exit_code == 75
-    assert 2 < time.monotonic() - begun < 11
+        Bucket.open(f"s3://{bucket}/x", "r", timeout_seconds=1, tries_seconds=2)
+    assert error.value.exit_code == FAILED, "what `pitstop launch` tries again"
+    assert 1 < time.monotonic() - begun < 4
+
+
+class Clock:
+    """Stands still but for those who sleep."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("away_seconds", [50.0, 70.0])
+def test_a_network_that_is_late(
+    away_seconds: float, proxy: Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for, for a minute, and that is said once."""
+    clock, said = Clock(), []
+    monkeypatch.setattr(trouble, "time", clock)
+    proxy.fault = lambda seen: "reset" if clock.now < away_seconds else None
+    if away_seconds < 60:
+        assert Bucket.open(f"s3://{bucket}/x", "r", say=said.append).conditional
+    else:
+        with pytest.raises(StoreUnreachable):
+            Bucket.open(f"s3://{bucket}/x", "r", say=said.append)
+        assert 54 <= clock.now <= 60
+    assert len(said) == 1, said
+    assert f"s3://{bucket}/x does not answer (connection cut); trying for 60 s" in said[0]
+
+
+def test_a_download_that_hangs_hears_a_signal(proxy: Proxy, bucket: str, tmp_path: Path) -> None:
+    """The machine is taken while it fetches: the request may hang for two minutes, the process may not."""
+
+    class Taken(Exception):
+        pass
+
+    def taken(number: int, frame: object) -> None:
+        raise Taken
+
+    store = Bucket.open(f"s3://{bucket}/x", "r")
+    store.write("thing", b"12345")
+    proxy.fault = lambda seen: "partition"
+    before = signal.signal(signal.SIGUSR1, taken)
+    sender = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+    sender.start()
+    begun = time.monotonic()
+    try:
+        with pytest.raises(Taken):
+            store.download("thing", tmp_path / "thing", 5)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        sender.join()
+        proxy.closed.set()  # lets the request go that still hangs
+    assert time.monotonic() - begun < 5
+    until(lambda: not [one for one in threading.enumerate() if one.name == "pitstop-download"])
 
 
 def test_the_check_leaves_nothing(s3: S3, proxy: Proxy, bucket: str) -> None:

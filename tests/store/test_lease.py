@@ -1,6 +1,7 @@
 """One machine at a time: handing over, taking over, and what a holder that was cut off can still do (nothing)."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -77,6 +78,26 @@ def test_a_copy_of_the_disk_waits(machine: Make, s3: S3, bucket: str) -> None:
     begun = time.monotonic()
     machine("a").begin(ttl=TTL)
     assert time.monotonic() - begun >= TTL
+
+
+def test_a_copy_beside_it_is_another(machine: Make) -> None:
+    """`cp -r` on the same machine: the holder that it was copied from lives."""
+    one = machine("a").begin(ttl=TTL)
+    two = machine("b")
+    shutil.copytree(one.run, two.run)
+    with pytest.raises(RunInUseError, match="is in use by"):
+        two.begin(ttl=TTL, wait=1.5 * TTL)
+    assert one.lease.held
+
+
+def test_a_directory_that_was_moved_is_the_same(machine: Make) -> None:
+    one, two = machine("a").begin(ttl=60), machine("b")
+    one.dies()
+    two.run.parent.mkdir()
+    one.run.rename(two.run)
+    begun = time.monotonic()
+    two.begin(ttl=60)
+    assert time.monotonic() - begun < 2
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shutil
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from s3 import S3, Proxy, Seen
@@ -154,16 +157,25 @@ def test_trouble_is_said_once_and_its_end_too(machine: Make, proxy: Proxy, s3: S
     until(lambda: look(s3, bucket)[:1] == [2])
 
 
-def test_leaving_is_bounded(machine: Make, proxy: Proxy, s3: S3, bucket: str) -> None:
-    """The store hangs; the machine has a few seconds left."""
-    one = machine("a").begin(timeout=1.0)
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_leaving_is_bounded(seconds: float, machine: Make, proxy: Proxy, s3: S3, bucket: str) -> None:
+    """The store hangs, for uploader and lease; the machine has a few seconds left, or none."""
+    one = machine("a").begin(timeout=10.0)
     until(lambda: s3.get(bucket, f"{PREFIX}/latest"))
     proxy.fault = lambda seen: "partition"
     one.commit(1)
+    until(lambda: any(seen.fault for seen in proxy.log))
     begun = time.monotonic()
-    assert one.mirror.finish(1.0) is False
-    assert time.monotonic() - begun < 6
+    assert one.mirror.finish(seconds) is False
+    assert seconds <= time.monotonic() - begun < seconds + 1.2
     proxy.closed.set()  # lets the request go that still hangs
+
+
+def test_leaving_with_no_time_lets_go_of_a_store_that_is_well(machine: Make, s3: S3, bucket: str) -> None:
+    one = machine("a").begin()
+    until(lambda: s3.get(bucket, f"{PREFIX}/latest"))
+    one.mirror.finish(0.0)
+    assert json.loads(s3.get(bucket, f"{PREFIX}/lease") or b"{}")["released"] is True
 
 
 def test_a_full_disk_is_no_concern_of_the_training(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,8 +185,47 @@ def test_a_full_disk_is_no_concern_of_the_training(machine: Make, monkeypatch: p
     assert "No space left on device" in one.said[0]
 
 
-def test_no_links_on_this_disk(machine: Make, monkeypatch: pytest.MonkeyPatch, s3: S3, bucket: str) -> None:
-    one = machine("a").begin()
+@pytest.fixture
+def copied_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """On a disk without links: the threads that have copied a file."""
+    names, copyfile = [], shutil.copyfile
+
+    def copy(source: Path, target: Path) -> None:
+        names.append(threading.current_thread().name)
+        copyfile(source, target)
+
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    return names
+
+
+def test_no_links_on_this_disk(machine: Make, copied_by: list[str], s3: S3, bucket: str) -> None:
+    """Then there are copies, and the training waits for none."""
+    one = machine("a").begin()
     one.commit(1)
     until(lambda: look(s3, bucket) == [1])
+    assert copied_by == ["pitstop-store"] * 2
+
+
+@pytest.mark.parametrize("gone", ["all", "state.safetensors", "manifest.json"])
+def test_no_links_and_pruned_before_it_was_copied(
+    gone: str, machine: Make, copied_by: list[str], s3: S3, bucket: str, proxy: Proxy
+) -> None:
+    """Or half of it, at this very moment: it is passed over, and the next one goes up."""
+    one = machine("a").begin(failing=0.0)
+    until(lambda: s3.get(bucket, f"{PREFIX}/latest"))
+    proxy.fault = lambda seen: "late" if seen.name.endswith("step-00000001/state.safetensors") else None
+    one.commit(1)
+    until(lambda: any(seen.fault for seen in proxy.log))
+    one.commit(2)
+    (pruned,) = (one.run / "checkpoints").glob("step-00000002")
+    shutil.rmtree(pruned) if gone == "all" else (pruned / gone).unlink()
+    proxy.deliver.set()
+    until(lambda: look(s3, bucket) == [1])
+    until(lambda: one.mirror._pending is None)
+    one.commit(3)
+    until(lambda: look(s3, bucket) == [3, 1])
+    assert not any("step-00000002" in key for key in s3.keys(bucket))
+    assert one.said == []
+    assert one.mirror.finish(5)
+    assert list((one.run / "checkpoints").glob(".upload-*")) == []

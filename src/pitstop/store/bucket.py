@@ -9,16 +9,17 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from pitstop.errors import UserError
 from pitstop.store.connect import connect
-from pitstop.store.trouble import Conflict, StoreError, StoreUnreachable, Unsupported, patiently, translated
+from pitstop.store.trouble import Conflict, StoreError, StoreUnreachable, Unsupported, attended, patiently, translated
 
 CHUNK_BYTES = 5 << 20  # at least 5 MiB, or S3 refuses the parts
 PARTS_AT_ONCE = 3  # of a large file; so at most 4 chunks are in memory
-CHECK_SECONDS = 10.0
+OPEN_TRIES_SECONDS = 60.0  # a network may be late when a machine boots
 DOWNLOAD_TRIES_SECONDS = 60.0  # for each chunk
 
 Version = dict[str, str]  # what a store calls the state of an object: its e_tag, its generation
@@ -38,11 +39,21 @@ class Bucket:
         self._data = data
 
     @classmethod
-    def open(cls, url: str, run_name: str, *, timeout_seconds: float = 10.0) -> "Bucket":
+    def open(
+        cls,
+        url: str,
+        run_name: str,
+        *,
+        timeout_seconds: float = 10.0,
+        tries_seconds: float = OPEN_TRIES_SECONDS,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> "Bucket":
         """The corner of run `run_name` in the store `url`, after it was written to, read from and deleted from.
 
         Args:
             timeout_seconds: of a request for a small object; must be well below a lease's time to live.
+            tries_seconds: for how long it is tried again if it does not answer.
+            say: told once, when that begins.
 
         Raises:
             UserError: a wrong url, no obstore, no credentials, no such bucket; StoreUnreachable: it did not answer.
@@ -50,7 +61,11 @@ class Bucket:
         control, data, tried = connect(url, run_name, timeout_seconds)
         bucket = cls(control, data, f"{url.rstrip('/')}/{run_name}")
         try:
-            patiently(bucket._check, CHECK_SECONDS - min(timeout_seconds, CHECK_SECONDS / 2))
+            patiently(
+                bucket._check,
+                tries_seconds,
+                lambda error: say(f"store: {url} does not answer ({error}); trying for {tries_seconds:.0f} s."),
+            )
         except (StoreError, FileNotFoundError) as error:
             kind = UserError if isinstance(error, FileNotFoundError) or error.lasting else StoreUnreachable
             raise kind(f"--store {url} cannot be used: {error}. Tried: {tried}.") from error
@@ -152,7 +167,7 @@ class Bucket:
                     with translated():
                         return bytes(obstore.get_range(self._data, name, start=start, length=length))
 
-                data = patiently(part, DOWNLOAD_TRIES_SECONDS)
+                data = patiently(partial(attended, part), DOWNLOAD_TRIES_SECONDS)
                 if len(data) != length:
                     raise ValueError(f"{name} there is shorter than it was")
                 file.write(data)

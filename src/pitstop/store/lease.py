@@ -32,10 +32,11 @@ LONGEST_TTL_SECONDS = 600.0
 HELD = 0.75  # of its time to live, after which the holder no longer counts on it
 
 
-def _boot() -> str:
-    """Of this machine: a copy of the run directory elsewhere must wait."""
+def _place(run: Path) -> dict[str, Any]:
+    """This boot of this machine, and this very directory: a copy of it, here or elsewhere, must wait."""
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else platform.node()
+    boot = path.read_text().strip() if path.exists() else platform.node()
+    return {"boot": boot, "inode": os.stat(run).st_ino}
 
 
 class Lease:
@@ -76,7 +77,7 @@ class Lease:
             self.release()
             kind = UserError if error.lasting else StoreUnreachable
             raise kind(f"the lease of {self._bucket.where} cannot be taken: {error}. See docs/store.md.") from error
-        write_json(self._run / TOKEN, {"owner": self.owner, "boot": _boot()})
+        write_json(self._run / TOKEN, {"owner": self.owner, **_place(self._run)})
         if not self._bucket.conditional:
             self._say(
                 f"store: {self._bucket.where} has no conditional writes, so its lease is advisory: nothing there keeps "
@@ -123,8 +124,8 @@ class Lease:
         """Taken by an earlier process in this run directory, on this machine: it is dead, since we have its lock."""
         try:
             token = read_json(self._run / TOKEN, LIMIT_BYTES)
-            return bool(holder) and token["owner"] == holder.get("owner") and token["boot"] == _boot()
-        except (OSError, ValueError, KeyError, TypeError):
+            return bool(holder) and bool(token == {"owner": holder.get("owner"), **_place(self._run)})
+        except (OSError, ValueError):
             return False
 
     def _record(self, *, released: bool = False) -> bytes:
@@ -174,10 +175,14 @@ class Lease:
         self.superseded = self.superseded or "another machine"
 
     def release(self, timeout_seconds: float = 5.0) -> None:
-        """Lets go, so that a successor need not wait. Nothing may be written to the store afterwards."""
+        """Lets go, so that a successor need not wait. Nothing may be written to the store afterwards.
+
+        Args:
+            timeout_seconds: for how long the store's answer is waited for; a lease that stays behind expires.
+        """
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join(timeout_seconds)
+            self._thread.join(max(0.0, timeout_seconds))
 
 
 def _who(holder: dict[str, Any]) -> str:

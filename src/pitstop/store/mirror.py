@@ -15,13 +15,15 @@ from pitstop.files import read_json
 from pitstop.store.bucket import Bucket
 from pitstop.store.latest import Stored
 from pitstop.store.lease import Lease
-from pitstop.store.private import PRIVATE, described, linked, state_of
+from pitstop.store.private import PRIVATE, Waiting, described, linked, state_of
 from pitstop.store.trouble import Conflict, StoreError, delays
 
 MANIFEST = "manifest.json"
 RECORDS = ("config.json", "metrics.jsonl", "events.jsonl", "train.log", "status.json")
 RESULTS = ("best", "final")
 LAST_DELAY_SECONDS = 1.0  # between tries once the attempt is ending
+GRACE_SECONDS = 0.5  # for what is under way when the time is over, and again for the lease
+RELEASE_SECONDS = 5.0
 
 
 class _Over(Exception):
@@ -55,7 +57,7 @@ class Mirror(threading.Thread):
         self._prefix = f"attempts/{attempt:04d}-{lease.owner}"
         self._keep, self._say, self._failing_seconds = keep, say, failing_seconds
         self._change = threading.Condition()
-        self._pending: tuple[int, Path] | None = None  # the newest checkpoint that waits
+        self._pending: Waiting | None = None  # the newest checkpoint that waits
         self._finishing = threading.Event()
         self._abandoned = threading.Event()
         self._done = threading.Event()
@@ -79,18 +81,22 @@ class Mirror(threading.Thread):
         if self._finishing.is_set() or self._done.is_set():
             return
         try:
-            private = linked(self._folder / f"step-{step:08d}", self._folder)
+            job = Waiting(self._folder, step)
         except OSError as error:  # a full disk; the next one may work
             self._failed(f"{self._folder}: {error.strerror}")
             return
         with self._change:
-            passed_over, self._pending = self._pending, (step, private)
+            passed_over, self._pending = self._pending, job
             self._change.notify()
         if passed_over:
-            shutil.rmtree(passed_over[1], ignore_errors=True)
+            passed_over.drop()
 
     def finish(self, timeout_seconds: float) -> bool:
-        """Uploads what is left (the last checkpoint, results, records) and lets the lease go. True if all is there."""
+        """Uploads what is left (the last checkpoint, results, records) and lets the lease go. True if all is there.
+
+        Whatever the store does, this takes no longer than `timeout_seconds` and a second.
+        """
+        deadline = time.monotonic() + timeout_seconds
         self._finishing.set()
         with self._change:
             self._change.notify()
@@ -99,8 +105,8 @@ class Mirror(threading.Thread):
         complete = self._complete
         self._abandoned.set()
         if self.is_alive():
-            self.join(1.0)
-        self._lease.release()
+            self.join(GRACE_SECONDS)
+        self._lease.release(min(RELEASE_SECONDS, deadline + 2 * GRACE_SECONDS - time.monotonic()))
         return complete
 
     def run(self) -> None:
@@ -128,12 +134,12 @@ class Mirror(threading.Thread):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._done.set()
 
-    def _wait_again(self, job: tuple[int, Path] | None, seconds: float) -> None:
+    def _wait_again(self, job: Waiting | None, seconds: float) -> None:
         with self._change:
             if self._pending is None:
                 self._pending, job = job, None
         if job:  # a newer one waits
-            shutil.rmtree(job[1], ignore_errors=True)
+            job.drop()
         if self._finishing.is_set():
             self._abandoned.wait(min(seconds, LAST_DELAY_SECONDS))
         else:
@@ -146,13 +152,14 @@ class Mirror(threading.Thread):
         if not self._lease.held:
             raise StoreError(f"the lease is not renewed ({self._lease.trouble or 'this machine was asleep'})")
 
-    def _upload(self, job: tuple[int, Path] | None) -> None:
+    def _upload(self, job: Waiting | None) -> None:
         before = self._claim.latest
+        private = job.hold() if job else None
         results = self._upload_results(dict(before.results))
         self._upload_records()
         checkpoints = before.checkpoints
-        if job and job[0] not in [one.step for one in checkpoints[:1]]:
-            stored = self._upload_checkpoint(*job)
+        if job and private and job.step not in [one.step for one in checkpoints[:1]]:
+            stored = self._upload_checkpoint(job.step, private)
             earlier = [one for one in before.checkpoints if one.step < stored.step]
             checkpoints = (stored, *earlier)[: self._keep]
         self._go_on()
@@ -162,7 +169,7 @@ class Mirror(threading.Thread):
             self._lease.lose()
             raise _Over from error
         if job:
-            shutil.rmtree(job[1], ignore_errors=True)
+            job.drop()
         self._sent = {name: sent for name, sent in self._sent.items() if name in RECORDS}
         self._prune()
 

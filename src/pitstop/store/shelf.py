@@ -10,6 +10,7 @@ from pitstop.store.bucket import Bucket
 from pitstop.store.trouble import StoreError
 
 FOLDER = "caches"
+TRIES_SECONDS = 5.0  # by now the run's own corner has answered
 LIMIT_BYTES = 512 << 20  # larger ones are decoded anew sooner than they are uploaded
 
 
@@ -24,7 +25,7 @@ class Shelf:
         """Brings the file of this name, if it is there."""
         partial = file.with_name(f".tmp-{file.name}")
         try:
-            bucket = Bucket.open(self._url, FOLDER)
+            bucket = Bucket.open(self._url, FOLDER, tries_seconds=TRIES_SECONDS)
             size = bucket.names("").get(file.name, LIMIT_BYTES + 1)
             if size > LIMIT_BYTES:
                 return False

@@ -3,12 +3,14 @@
 import itertools
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pitstop.errors import START_AGAIN, UserError
+from pitstop.errors import FAILED, UserError
 
 Result = TypeVar("Result")
 
@@ -45,9 +47,9 @@ class Unsupported(StoreError):
 
 
 class StoreUnreachable(UserError):
-    """The store did not answer; the same command may be given again, exit code 75."""
+    """The store did not answer, for a minute: exit code 1, after which `pitstop launch` tries again, with pauses."""
 
-    exit_code = START_AGAIN
+    exit_code = FAILED
 
 
 def reason(error: BaseException) -> str:
@@ -102,10 +104,14 @@ def delays() -> Iterator[float]:
         yield min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** min(tries, 20)) * random.uniform(0.5, 1)
 
 
-def patiently(action: Callable[[], Result], seconds: float) -> Result:
-    """Does `action`, and again for up to `seconds` if it fails by chance. Raises StoreError."""
+def patiently(
+    action: Callable[[], Result], seconds: float, waiting: Callable[[StoreError], None] = lambda error: None
+) -> Result:
+    """Does `action`, and again for up to `seconds` if it fails by chance; the first time `waiting` is told. Raises
+    StoreError."""
     deadline = time.monotonic() + seconds
-    for delay in delays():
+    for tries, pause in enumerate(delays()):
+        delay = min(pause, seconds / 10)  # or the last pauses, the longest, would use up half of the time
         try:
             return action()
         except (Conflict, Unsupported):
@@ -113,5 +119,21 @@ def patiently(action: Callable[[], Result], seconds: float) -> Result:
         except StoreError as error:
             if error.lasting or time.monotonic() + delay > deadline:
                 raise
+            if tries == 0:
+                waiting(error)
             time.sleep(delay)
     raise AssertionError("delays() has no end")
+
+
+def attended(action: Callable[[], Result]) -> Result:
+    """Does `action` in a thread of its own: a request that hangs hears no signal, but who waits for a thread does."""
+    answer: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(action())
+        except Exception as error:  # whatever it is, it is raised where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="pitstop-download", daemon=True).start()
+    return answer.result()
