@@ -114,12 +114,13 @@ def test_the_cable_is_cut(tiny: Callable[..., Run], cable: Cable) -> None:
 
 
 def test_the_cable_is_cut_before_they_meet(tiny: Callable[..., Run], cable: Cable) -> None:
-    """A machine that cannot reach the other ends too, and writes nothing."""
+    """A machine that cannot reach the other ends too, and trains nothing."""
     run = tiny(*SAVES)
     cable.cut()
     jobs = both(run, cable)
     for job in jobs:
         assert job.wait(3 * GROUP_SECONDS + 15).codes == [1], job.text
-    assert not run.path.exists()
+    assert not (run.path / "config.json").exists(), "nothing is known of the data yet"
+    assert run.checkpoints() == []
     cable.plug()
     finish(run, cable)

@@ -40,7 +40,7 @@ def attempt(path: Path, steps: int, recorder: Recorder) -> int:
     for step in range(loaded + 1, loaded + steps + 1):
         metrics.write(saves.row(step))
         about = {"metrics_bytes": metrics.flush(), "state": saves.row(step)}
-        writer.begin(step, saves.tensors(step), about, metrics.sync)
+        writer.begin(step, saves.tensors(step), set(), about, metrics.sync)
         saved = writer.take(wait=True)
         assert saved is not None
         assert saved.error is None

@@ -15,7 +15,7 @@ class Remote:
 
     def __init__(self, url: str, run: RunDirectory, *, keep: int, say: Callable[[str], None]) -> None:
         self._run, self._keep, self._say = run, keep, say
-        self._bucket = store.Bucket.open(url, run.path.name)
+        self._bucket = store.Bucket.open(url, run.path.name, say=say)
         self._lease: store.Lease | None = None
         self._mirror: store.Mirror | None = None
 
@@ -56,5 +56,5 @@ class Remote:
             if not self._mirror.finish(FINISH_SECONDS if seconds_left is None else min(FINISH_SECONDS, seconds_left)):
                 self._say("store: not everything is up; the same command on this disk uploads the rest")
         elif self._lease:
-            self._lease.release()
+            self._lease.release(5.0 if seconds_left is None else min(5.0, seconds_left))
         self._mirror = self._lease = None
