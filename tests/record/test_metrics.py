@@ -38,7 +38,7 @@ def run(path: Path | None, saves: set[int], rank: int = 0, world: int = 1, steps
             metrics.write({"kind": "train", **rows[-1]})
         if step in saves:
             state = json.loads(json.dumps(metrics.state_dict()))
-            size = metrics.sync()
+            size = metrics.flush()
             metrics.write({"kind": "eval", "step": step})  # of an attempt that dies before the next checkpoint
             metrics = opened(path, world, size)
             metrics.load_state_dict(state)
@@ -128,7 +128,7 @@ def test_what_a_checkpoint_does_not_cover_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     metrics = opened(path)
     metrics.write({"step": 1})
-    size = metrics.sync()
+    size = metrics.flush()
     assert size == path.stat().st_size == len('{"step": 1}\n')
     metrics.write({"step": 2})
     path.write_bytes(path.read_bytes() + b'{"step": 3, "los')
@@ -155,7 +155,7 @@ def test_rows_to_send_are_given_once(tmp_path: Path) -> None:
 def test_ranks_that_write_nothing() -> None:
     metrics = opened(None, size=100)
     metrics.write({"step": 1})
-    assert (metrics.sync(), metrics.take_unsent()) == (0, [])
+    assert (metrics.flush(), metrics.take_unsent()) == (0, [])
 
 
 def test_the_fields_of_the_wall_clock_are_named() -> None:
