@@ -227,8 +227,8 @@ def main(config: Config) -> None:
 
     import pitstop.checkpoint.writer
     import pitstop.session.attempt
+    import pitstop.session.remote
     import pitstop.session.session
-    import pitstop.store
     from pitstop import augment, data, models, optim
     from pitstop.accumulate import accumulate
     from pitstop.evaluate import evaluate
@@ -244,7 +244,7 @@ def main(config: Config) -> None:
     pitstop.session.session.write_final = instants.after(pitstop.session.session.write_final, "finish:after_final")
     pitstop.checkpoint.writer.write = instants.saving(pitstop.checkpoint.writer.write)
     if ttl := os.environ.get("LEASE_TTL"):
-        pitstop.store.Lease = partial(pitstop.store.Lease, ttl_seconds=float(ttl))
+        pitstop.session.remote.LEASE_SECONDS = float(ttl)
     pitstop.session.attempt.LOCK_WAIT_SECONDS = float(os.environ.get("LOCK_WAIT", "10"))
 
     class Augmentation(augment.Standard):

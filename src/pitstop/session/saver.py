@@ -76,7 +76,7 @@ class Saver:
             UserError: the disk cannot hold what the run is going to write: before the first paid step.
         """
         clear_leftovers(self._folder)
-        there = sum(file.stat().st_size for file in self._folder.glob("step-*/*"))  # of those that are kept
+        there = sum(file.lstat().st_size for file in self._folder.glob("step-*/*"))  # of those that are kept
         needed = max(2 * state_bytes, state_bytes * (self._keep + 2) - there)
         require_space(self._run.path, needed, f"{self._keep} checkpoints and the result")
         return checkpoint.newest(self._folder, complain=self._complain)
