@@ -375,7 +375,7 @@ def test_killed_itself_it_takes_the_recipe_along_politely(fake: MakeFake) -> Non
     process.kill()
     process.wait()
     one.wait_for("signals")
-    assert one.read("signals") == "SIGTERM\n"
+    until(lambda: one.read("signals") == "SIGTERM\n", "its signal")  # the file is there before its line
     until(lambda: not survivors(one.mark), "its end")
 
 
