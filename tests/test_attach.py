@@ -19,7 +19,8 @@ import pytest
 
 from pitstop import attach, cli
 from pitstop.errors import UserError
-from pitstop.rundir import boot_id, now
+from pitstop.files import boot_id
+from pitstop.rundir import now
 
 STATUS = {
     "state": "running",

@@ -14,7 +14,8 @@ from pitstop.config import seconds
 from pitstop.errors import UserError
 from pitstop.session.cost import FIRST_SECONDS
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+# Before the folders of tests, in which a file may have the same name.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import preemption
 import saves

@@ -13,21 +13,34 @@ SOURCE = ROOT / "src" / "pitstop"
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 LAYERS = [  # imports point down only; a package counts as one module, inside it anything goes
-    {"errors", "files", "config", "usage", "flags", "randomness"},
+    {"errors", "files", "launcher", "config", "usage", "flags", "randomness"},
     {"data", "augment", "models", "optim", "accumulate", "evaluate", "precision", "machine"},
     {"rundir", "checkpoint", "state", "record", "stopper", "notice", "store", "meter", "disks", "output", "health"},
     {"plan", "session"},
     {"supervise", "attach", "verify", "cli"},
 ]
 CHAINS = [  # the only imports within a layer
-    ["errors", "files", "config", "usage", "flags"],
+    ["errors", "files", "launcher", "config", "usage", "flags"],
     ["notice", "stopper"],
     ["meter", "rundir"],
     ["plan", "session"],
     ["supervise", "attach", "verify", "cli"],
 ]
 LIGHT = {  # for launchers: they need no torch
-    *("errors", "files", "config", "usage", "flags", "notice", "stopper", "meter", "rundir", "disks", "output"),
+    *(
+        "errors",
+        "files",
+        "launcher",
+        "config",
+        "usage",
+        "flags",
+        "notice",
+        "stopper",
+        "meter",
+        "rundir",
+        "disks",
+        "output",
+    ),
     *("supervise", "attach", "verify", "cli"),
 }
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "wandb", "numpy", "sklearn", "PIL", "safetensors"}

@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pitstop.errors import UserError
-from pitstop.files import read_json
-from pitstop.rundir import RunDirectory, boot_id
+from pitstop.files import boot_id, read_json
+from pitstop.rundir import RunDirectory
 
 LOOK_EVERY_SECONDS = 0.5
 PLAIN_EVERY_SECONDS = 10.0

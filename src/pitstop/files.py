@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,13 @@ from typing import Any
 
 from pitstop.errors import UserError
 
-OUTCOME = "PITSTOP_OUTCOME"  # environment, set by `pitstop launch`: a file that does not exist yet
+CHECKPOINT = re.compile(r"step-(\d{8,})")  # the name of one, with its step
+
+
+def boot_id() -> str:
+    """Changes with each boot, so that a process id of an earlier one is not taken for a living process."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
 
 
 def canonical_json(value: object) -> str:
@@ -88,13 +95,6 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     write_atomic(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", durable=durable)
 
 
-def tell_launcher(**word: Any) -> None:
-    """`pitstop launch` reads there where the run is, and how the attempt ended: exit codes do not come through."""
-    if file := os.environ.get(OUTCOME):
-        with suppress(OSError):  # it then takes the process for one that died without a word
-            write_json(Path(file), {"pid": os.getpid(), **word})
-
-
 def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
     """Raises ValueError (with the path) if the file is too large or not JSON, OSError if it cannot be read."""
     size = path.stat().st_size
@@ -144,6 +144,21 @@ def clear_leftovers(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.name.startswith(".") and path.suffix == ".tmp":
             path.unlink(missing_ok=True)
+
+
+def checkpoint_steps(directory: Path) -> list[tuple[int, Path]]:
+    """(step, path) of what calls itself a checkpoint there, the newest first. By its number: clocks jump."""
+    found = [(match, path) for path in directory.iterdir() if (match := CHECKPOINT.fullmatch(path.name))]
+    return sorted(((int(match[1]), path) for match, path in found), reverse=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what is bad, so that it is kept and no longer used. Returns its new path."""
+    number = 1
+    while (aside := path.with_name(f"bad-{path.name}-{number}")).exists():
+        number += 1
+    os.rename(path, aside)
+    return aside
 
 
 def probe(directory: Path) -> None:

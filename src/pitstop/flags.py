@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from pitstop.config import RecipeConfig, mark
 from pitstop.errors import BAD_USAGE, UsageError
-from pitstop.files import tell_launcher
+from pitstop.launcher import tell_launcher
 from pitstop.usage import default_text, described, expected, help_text, shown
 
 C = TypeVar("C", bound=BaseModel)

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.errors import RunInUseError, UserError
-from pitstop.files import AppendOnly, clear_leftovers, fsync_directory, probe, read_json, read_lines, write_json
+from pitstop.files import (
+    AppendOnly,
+    boot_id,
+    checkpoint_steps,
+    clear_leftovers,
+    fsync_directory,
+    probe,
+    read_json,
+    read_lines,
+    write_json,
+)
 from pitstop.meter import Meter
 
 LOCK_RETRY_SECONDS = 0.2
@@ -24,12 +34,6 @@ HEARTBEAT_EVERY_SECONDS = 10.0
 def now() -> str:
     """The wall clock, UTC, to the millisecond: for people. Durations come from the monotonic clock."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-def boot_id() -> str:
-    """Changes with each boot, so that a process id of an earlier one is not taken for a living process."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
 
 
 def process_age() -> float:
@@ -131,8 +135,8 @@ class RunDirectory:
 
     def newest_step(self) -> int:
         """Of what calls itself a checkpoint; -1 where there is none."""
-        names = (path.name.removeprefix("step-") for path in (self.path / "checkpoints").glob("step-*"))
-        return max((int(name) for name in names if name.isdigit()), default=-1)
+        steps = checkpoint_steps(self.path / "checkpoints")
+        return steps[0][0] if steps else -1
 
     def config(self) -> dict[str, Any]:
         """Raises UserError if it is damaged."""

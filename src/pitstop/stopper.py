@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from pitstop.errors import PERSON_DECIDES, START_AGAIN
+from pitstop.launcher import GRACE, OUTCOME
 from pitstop.notice import Notice
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -26,7 +27,6 @@ LAUNCHERS = {
     *("torchrun", "torch.distributed.run", "pitstop", "pitstop.cli"),
 }
 SIGNAL_SECONDS = 25.0  # what is taken to be left after a signal: Kubernetes, Slurm and GCP give 30 s
-GRACE = "PITSTOP_GRACE_SECONDS"  # environment, set by `pitstop launch`: the same, as it was told
 AT_ONCE_SECONDS = 3.0  # for the last words of a process that has nothing to save
 LOOK_SECONDS = 1.0  # between two looks at clocks and files
 TOGETHER_SECONDS = 0.3  # within which a hangup and the death of the launcher that it causes arrive
@@ -177,7 +177,7 @@ class Stopper:
 
 def _agent() -> bool:
     """Is the parent torchrun's agent, which passes SIGHUP on and kills 30 s later? Not that of `pitstop launch`."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and "PITSTOP_OUTCOME" not in os.environ
+    return "TORCHELASTIC_RUN_ID" in os.environ and OUTCOME not in os.environ
 
 
 def _launched(parent: int) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.errors import FAILED, FINISHED, UserError
-from pitstop.files import canonical_json, read_json, read_lines, sha256
+from pitstop.files import canonical_json, checkpoint_steps, read_json, read_lines, sha256
+from pitstop.launcher import OUTCOME
 from pitstop.rundir import RunDirectory
 from pitstop.supervise.command import build
 
@@ -42,7 +43,7 @@ class Kept:
 def kept_checkpoints(run: Path) -> list[Kept]:
     """The oldest first. Raises UserError if one of them is damaged."""
     found = []
-    for path in sorted((run / "checkpoints").glob("step-*")):
+    for _, path in reversed(checkpoint_steps(run / "checkpoints")):
         try:
             manifest = read_json(path / "manifest.json")
             kept = Kept(int(manifest["step"]), path, manifest)
@@ -52,7 +53,7 @@ def kept_checkpoints(run: Path) -> list[Kept]:
         if not good:
             raise UserError(f"{path} is damaged: its SHA-256 is another. Start the run again, it sets it aside")
         found.append(kept)
-    return sorted(found, key=lambda kept: kept.step)
+    return found
 
 
 def history(run: RunDirectory) -> tuple[list[str], str]:
@@ -124,7 +125,7 @@ def _command(run: RunDirectory, copy: Path, end: Kept) -> tuple[tuple[str, ...],
     values |= {"name": run.path.name, "runs_dir": copy.parent, "tracker": "none", "save_every": f"{end.step}steps"}
     words = [f"--{name}={value if isinstance(value, str) else _text(value)}" for name, value in values.items()]
     processes = str(end.manifest["shape"]["processes"])
-    env = {name: value for name, value in os.environ.items() if name not in ("PITSTOP_STORE", "PITSTOP_OUTCOME")}
+    env = {name: value for name, value in os.environ.items() if name not in ("PITSTOP_STORE", OUTCOME)}
     command = build(program, words, processes=processes, config_file="", grace_seconds=END_SECONDS, env=env)
     return command.argv, command.env, folder if isinstance(folder, str) and Path(folder).is_dir() else os.getcwd()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.harness import Job, Run, assert_same
-from faults.saves import NAME
+from faults.saving import NAME
 
 from pitstop import checkpoint
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import saves
+from faults import saving
 from faults.power import State, states
 from faults.recorder import Call, Recorder, read_tree, write_tree
-from faults.saves import CONFIG, KEEP, Disk
+from faults.saving import CONFIG, KEEP, Disk
 
 from pitstop import checkpoint
 from pitstop.files import write_json
@@ -35,20 +35,20 @@ def attempt(path: Path, steps: int, recorder: Recorder) -> int:
     run.open(wait_seconds=1)
     if not run.exists():
         write_json(path / "config.json", CONFIG)
-    loaded = saves.load(run, metrics)
+    loaded = saving.load(run, metrics)
     writer = checkpoint.Writer(path / "checkpoints", keep=KEEP)
     for step in range(loaded + 1, loaded + steps + 1):
-        metrics.write(saves.row(step))
-        about = {"metrics_bytes": metrics.flush(), "state": saves.row(step)}
-        writer.begin(step, saves.tensors(step), set(), about, metrics.sync)
+        metrics.write(saving.row(step))
+        about = {"metrics_bytes": metrics.flush(), "state": saving.row(step)}
+        writer.begin(step, saving.tensors(step), set(), about, metrics.sync)
         saved = writer.take(wait=True)
         assert saved is not None
         assert saved.error is None
         recorder.note(step)
         run.event("save", step=step)
         run.write_status(durable=False, step=step)  # a heartbeat
-    checkpoint.write_final(path / "final", saves.tensors(step), {"step": step})
-    metrics.write(saves.row(step + 1))  # beyond the checkpoint
+    checkpoint.write_final(path / "final", saving.tensors(step), {"step": step})
+    metrics.write(saving.row(step + 1))  # beyond the checkpoint
     run.write_status(state="finished")
     run.close()
     return loaded + steps
@@ -96,14 +96,14 @@ def check(path: Path, state: State) -> None:
     run.events()
     if (path / "final").exists():
         assert {file.name for file in (path / "final").iterdir()} == {"model.safetensors", "model.json"}
-        assert (path / "final" / "model.safetensors").stat().st_size > sum(saves.SIZES.values())
+        assert (path / "final" / "model.safetensors").stat().st_size > sum(saving.SIZES.values())
         assert isinstance(disk.json("final/model.json"), dict)
     if newest:
         found = checkpoint.newest(path / "checkpoints", complain=lambda text: None)
         assert found is not None
         assert found.step == newest
         assert {name: bytes(tensor.numpy()) for name, tensor in found.tensors.items()} == {
-            name: saves.content(newest, name) for name in saves.SIZES
+            name: saving.content(newest, name) for name in saving.SIZES
         }
         metrics = Metrics(path / "metrics.jsonl", world=1)
         assert metrics.open_at(found.manifest["metrics_bytes"]) == 0

@@ -1,6 +1,6 @@
 """Every system call of a few saves, and of the loading before them: killed there, or refused by the disk, by strace.
 
-No part of pitstop takes part in the fault, and the bytes are read back by `saves.Disk`, which knows what belongs to
+No part of pitstop takes part in the fault, and the bytes are read back by `saving.Disk`, which knows what belongs to
 each step. Four things must hold after each: what was said to be saved is there, or something newer is; nothing is
 mixed; an error is no end, the next save is tried; and the same command goes on, leaving nothing behind.
 """
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 from faults.harness import Warm
-from faults.saves import CONFIG, Disk
+from faults.saving import CONFIG, Disk
 
-PROGRAM = Path(__file__).with_name("saves.py")
+PROGRAM = Path(__file__).with_name("saving.py")
 NAMES = "write fsync rename renameat renameat2 mkdir mkdirat unlink unlinkat rmdir ftruncate"
 CALLS = ",".join(f"?{name}" for name in NAMES.split())  # ?: not every machine has each
 STEPS = 3  # one more than are kept: the last one prunes
@@ -34,7 +34,7 @@ KILL, FULL, BROKEN, BROKEN_FOR_GOOD = "signal=KILL", "error=ENOSPC", "error=EIO"
 
 @dataclass
 class Attempt:
-    """What one run of saves.py said, and how it ended."""
+    """What one run of saving.py said, and how it ended."""
 
     loaded: int | None
     saved: list[int]
@@ -49,7 +49,7 @@ class Attempt:
 
 
 class Saves:
-    """Runs saves.py, if wanted under strace, which takes hold of it before its first call."""
+    """Runs saving.py, if wanted under strace, which takes hold of it before its first call."""
 
     def __init__(self, warm: Warm, folder: Path) -> None:
         self._warm, self._folder, self._numbers = warm, folder, itertools.count()

@@ -10,7 +10,6 @@ pickle anywhere: what is read is JSON and safetensors, and only after its hash w
 import contextlib
 import errno
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,21 @@ import torch
 from torch import Tensor
 
 from pitstop.errors import UserError
-from pitstop.files import canonical_json, new_directory, plain, read_json, remove_tree, sha256, write_json, write_new
+from pitstop.files import (
+    canonical_json,
+    checkpoint_steps,
+    new_directory,
+    plain,
+    read_json,
+    remove_tree,
+    set_aside,
+    sha256,
+    write_json,
+    write_new,
+)
 
 FORMAT = 1
 STATE, MANIFEST, LOADING = "state.safetensors", "manifest.json", "loading.json"
-NAME = re.compile(r"step-(\d{8,})")
 TRIES = 2  # loads that may end the process before the checkpoint is taken to be the cause
 
 Say = Callable[[str], None]
@@ -54,12 +63,6 @@ def to_bytes(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     return safetensors.torch.save(contiguous, metadata={"pitstop": canonical_json(about)})
 
 
-def _steps(directory: Path) -> list[tuple[int, Path]]:
-    """(step, path) of what calls itself a checkpoint, the newest first. By its number: clocks jump."""
-    found = [(match, path) for path in directory.iterdir() if (match := NAME.fullmatch(path.name))]
-    return sorted(((int(match[1]), path) for match, path in found), reverse=True)
-
-
 def write(directory: Path, step: int, data: bytes | memoryview, about: dict[str, Any], *, keep: int) -> int:
     """Commits one checkpoint and then prunes to the newest `keep`. Returns its size in bytes.
 
@@ -77,7 +80,7 @@ def write(directory: Path, step: int, data: bytes | memoryview, about: dict[str,
         write_new(temporary / STATE, data)
         write_new(temporary / MANIFEST, text)
     with contextlib.suppress(OSError):  # it is saved all the same; what stays is pruned by the next
-        for _, path in _steps(directory)[keep:]:
+        for _, path in checkpoint_steps(directory)[keep:]:
             remove_tree(path)
     return len(data) + len(text)
 
@@ -127,14 +130,6 @@ def verify(path: Path) -> Checkpoint:
     return Checkpoint(manifest["step"], path, manifest, tensors)
 
 
-def _set_aside(path: Path) -> Path:
-    number = 1
-    while (target := path.with_name(f"bad-{path.name}-{number}")).exists():
-        number += 1
-    path.rename(target)
-    return target
-
-
 def _tries(directory: Path, path: Path) -> int:
     """How often in a row loading this checkpoint has begun and not ended."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
@@ -152,7 +147,7 @@ def newest(directory: Path, *, complain: Say) -> Checkpoint | None:
     Raises:
         UserError: a checkpoint was written by a later pitstop, or the last one ends the process that loads it.
     """
-    steps = _steps(directory)
+    steps = checkpoint_steps(directory)
     for _, path in steps:
         tries = _tries(directory, path)
         if tries >= TRIES and path == steps[-1][1]:
@@ -188,5 +183,5 @@ def _verify_marked(directory: Path, path: Path, tries: int) -> Checkpoint | str:
 
 
 def _complain(path: Path, why: str, complain: Say) -> None:
-    aside = _set_aside(path)
+    aside = set_aside(path)
     complain(f"CHECKPOINT {path.name} IS BAD AND NOT USED: {why}. It is kept as {aside}; the one before is tried.")

@@ -12,7 +12,8 @@ from typing import Any
 from pitstop.config import RecipeConfig
 from pitstop.disks import fleeting
 from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, StoppedError, UserError
-from pitstop.files import tell_launcher, write_json
+from pitstop.files import write_json
+from pitstop.launcher import tell_launcher
 from pitstop.meter import Meter
 from pitstop.record import Progress, Tracker
 from pitstop.rundir import Heartbeat, RunDirectory, now
@@ -149,7 +150,7 @@ class Attempt:
             self.run.event("accepted_change", changes=self._accepted)
             self._write_config(self.run.config())
         self.run.event("start", **reached, shape=shape)
-        self.run.write_status(state="running", reason="", restart="now", result=None, **reached)
+        self.run.write_status(**reached)
         if not self.config.store and (warning := fleeting(self.run.path)):
             self.say(warning)
         self.say(messages.header(self.run.path, reached, batch_size, shape, self.run.attempt))

@@ -123,12 +123,6 @@ class Saver:
         if saved is None:
             return
         slowdown = self._cost.ended(clock, saved)
-        if isinstance(saved.error, Moved):
-            self._eager = True
-            self._say(
-                f"The checkpoint of step {saved.step} is given up: {saved.error}. From now on saves copy all at once."
-            )
-            return
         if saved.error is not None:
             self._failed(saved, self._writer.bytes)
             return
@@ -153,6 +147,12 @@ class Saver:
 
     def _failed(self, saved: Saved, needed_bytes: int) -> None:
         last = self.last_good
+        if isinstance(saved.error, Moved):
+            self._eager = True
+            self._say(
+                f"The checkpoint of step {saved.step} is given up: {saved.error}. From now on saves copy all at once."
+            )
+            return
         if isinstance(saved.error, Poisoned):
             self.poisoned = True
             self._say(f"CHECKPOINT OF STEP {saved.step} IS NOT SAVED: {saved.error}; {last}.")

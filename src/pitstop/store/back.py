@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.errors import UserError
-from pitstop.files import fsync_directory, read_json, require_space, sha256, write_atomic
+from pitstop.files import checkpoint_steps, fsync_directory, read_json, require_space, set_aside, sha256, write_atomic
 from pitstop.store.bucket import Bucket
 from pitstop.store.latest import FILE_NAME, Latest, Stored, read
 from pitstop.store.trouble import StoreError, StoreUnreachable, patiently
@@ -18,7 +17,6 @@ from pitstop.store.trouble import StoreError, StoreUnreachable, patiently
 TRIES_SECONDS = 60.0
 JSON_BYTES, LINES_BYTES = 1 << 20, 1 << 30  # of a record; a larger one is not ours
 RECORDS = {"config.json": JSON_BYTES, "status.json": JSON_BYTES, "events.jsonl": LINES_BYTES, "train.log": LINES_BYTES}
-NAME = re.compile(r"step-(\d{8,})")
 MOST_FILES = 1000  # of a checkpoint
 
 Verify = Callable[[Path], int]
@@ -125,8 +123,7 @@ def _merge_events(here: Path, there: Path) -> None:
 
 def _newest(bucket: Bucket, latest: Latest, run: Path, stage: Path, verify: Verify, say: Say) -> Stored | None:
     """Fetches the first of the store's that is newer than all here that verify; None if this disk has the newest."""
-    found = [(int(match[1]), path) for path in (run / "checkpoints").iterdir() if (match := NAME.fullmatch(path.name))]
-    found.sort()
+    found = checkpoint_steps(run / "checkpoints")[::-1]
     for stored in latest.checkpoints:
         while found and found[-1][0] >= stored.step:
             if _is_good(*found.pop(), verify):
@@ -234,9 +231,6 @@ def _place_checkpoint(run: Path, staged: Path) -> None:
     """The last thing: until now the store was ahead, and a kill would only have made the next start fetch it again."""
     target = run / "checkpoints" / staged.name
     if target.exists():  # the one here is bad
-        number = 1
-        while (aside := target.with_name(f"bad-{target.name}-{number}")).exists():
-            number += 1
-        os.rename(target, aside)
+        set_aside(target)
     os.rename(staged, target)
     fsync_directory(target.parent)

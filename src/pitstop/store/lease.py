@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.errors import RunInUseError, UserError
-from pitstop.files import canonical_json, read_json, write_json
+from pitstop.files import boot_id, canonical_json, read_json, write_json
 from pitstop.store.bucket import Bucket, Version
 from pitstop.store.latest import Claim
 from pitstop.store.trouble import Conflict, StoreError, StoreUnreachable, patiently
@@ -34,9 +34,7 @@ HELD = 0.75  # of its time to live, after which the holder no longer counts on i
 
 def _place(run: Path) -> dict[str, Any]:
     """This boot of this machine, and this very directory: a copy of it, here or elsewhere, must wait."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    boot = path.read_text().strip() if path.exists() else platform.node()
-    return {"boot": boot, "inode": os.stat(run).st_ino}
+    return {"boot": boot_id() or platform.node(), "inode": os.stat(run).st_ino}
 
 
 class Lease:

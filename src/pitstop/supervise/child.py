@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from pitstop.launcher import GRACE, OUTCOME
 from pitstop.supervise import STOP_SIGNALS, WAITED
 from pitstop.supervise.command import Command
 from pitstop.supervise.outcome import read_outcome
@@ -52,8 +53,8 @@ class Child:
             command.argv,
             env={
                 **command.env,
-                "PITSTOP_OUTCOME": str(outcome),
-                "PITSTOP_GRACE_SECONDS": f"{max(1.0, grace_seconds - NOTICE_MARGIN_SECONDS):g}",
+                OUTCOME: str(outcome),
+                GRACE: f"{max(1.0, grace_seconds - NOTICE_MARGIN_SECONDS):g}",
             },
             start_new_session=True,  # a terminal's Ctrl-C comes here alone, and is passed on to the right process
             preexec_fn=partial(begin_child, os.getpid()),

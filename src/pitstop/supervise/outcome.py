@@ -3,7 +3,6 @@
 accelerate and torchrun turn every exit code into 1, so the word is a file (PITSTOP_OUTCOME), written by rank 0.
 """
 
-import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.errors import BAD_USAGE, FAILED, FINISHED, PERSON_DECIDES, START_AGAIN
-from pitstop.files import read_json
+from pitstop.files import checkpoint_steps, read_json
 
 CODE_OF = {"never": FINISHED, "person": PERSON_DECIDES, "now": FAILED}  # where the word lacks the code
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 300.0
@@ -26,9 +25,7 @@ class Outcome:
     restart: str = ""  # now, person or never; empty: it has not ended by its own word
     reason: str = ""
     exit_code: int = FAILED
-    newest: int | None = (
-        None  # the step of the newest checkpoint when the attempt began, -1 without one; None: not said
-    )
+    newest: int | None = None  # step of the newest checkpoint when the attempt began; -1: none; None: not said
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -52,8 +49,7 @@ def newest_step(run: Path | None) -> int | None:
     """The step of the newest checkpoint, or None: there is none, or nobody knows where the run is."""
     if run is None or not (folder := run / "checkpoints").is_dir():
         return None
-    steps = (re.fullmatch(r"step-(\d{8,})", path.name) for path in folder.iterdir())
-    return max((int(step[1]) for step in steps if step), default=None)
+    return next((step for step, _ in checkpoint_steps(folder)), None)
 
 
 @dataclass(frozen=True)

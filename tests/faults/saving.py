@@ -1,6 +1,6 @@
 """A small program for tests: opens a run's directory, loads its newest checkpoint, and makes a few more saves.
 
-    saves.py RUN SOCKET STEPS
+    saving.py RUN SOCKET STEPS
 
 Everything that it writes of a step follows from the step's number, so that a reader who knows nothing of pitstop
 (`Disk` below) can tell which step some bytes belong to. It connects to the Unix socket, waits for a word, and then says
