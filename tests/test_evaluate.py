@@ -18,6 +18,9 @@ class Images(NamedTuple):
     images_NCHW: Tensor
     labels_N: Tensor
 
+    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        return (self.images_NCHW[first:end] for first, end in spans)
+
 
 def images(count: int = COUNT) -> Images:
     generator = torch.Generator().manual_seed(4)

@@ -163,12 +163,10 @@ def log_step(session, batch, augmentation) -> None:
     """[position, index, hash of the draws, hash of the pixels that the model gets] of each sample of this rank."""
     import hashlib
 
-    import torch
-
     def digest(tensor) -> str:
         return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:12]
 
-    images_BCHW = torch.cat([images for images, _ in batch.micro_batches])
+    images_BCHW = batch.images_NCHW
     samples = zip(batch.positions_N.tolist(), batch.indices_N.tolist(), augmentation.drawn, images_BCHW, strict=True)
     row = {
         "step": batch.step,

@@ -1,6 +1,6 @@
 """Evaluation split over ranks: every sample counts once, and the result does not depend on who computed it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,9 +13,39 @@ class Labelled(Protocol):
     """Images and labels; `pitstop.data.ImageSet` is one."""
 
     @property
-    def images_NCHW(self) -> Tensor: ...
-    @property
     def labels_N(self) -> Tensor: ...
+    def read(self, spans: Sequence[tuple[int, int]], /) -> Iterator[Tensor]: ...
+
+
+class Evaluation(dict[str, float]):
+    """Figures by name, and what they were computed from.
+
+    Attributes:
+        logits_NK: float32, on the CPU, in the order of the data set.
+        labels_N: int64, on the CPU.
+    """
+
+    def __init__(self, figures: Mapping[str, float], logits_NK: Tensor, labels_N: Tensor) -> None:
+        super().__init__(figures)
+        self.logits_NK, self.labels_N = logits_NK.cpu(), labels_N.cpu()
+
+    @property
+    def confusion_KK(self) -> Tensor:
+        """int64: how many images of the class of the row were taken for that of the column."""
+        return confusion(self.logits_NK.argmax(1), self.labels_N, self.logits_NK.shape[1])
+
+
+def confusion(predicted_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
+    """int64 [K, K]: how many of the class of the row were taken for that of the column."""
+    return torch.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def macro(confusion_KK: Tensor) -> dict[str, float]:
+    """Means over the classes that have images, each counting alike: recall (balanced accuracy) and F1."""
+    hits_K, support_K = confusion_KK.diagonal().double(), confusion_KK.sum(1).double()
+    there_K = support_K > 0
+    f1_K = 2 * hits_K / (support_K + confusion_KK.sum(0)).clamp(min=1)
+    return {"macro_recall": (hits_K / support_K)[there_K].mean().item(), "macro_f1": f1_K[there_K].mean().item()}
 
 
 View = Callable[[Tensor], Tensor]
@@ -76,15 +106,17 @@ def evaluate(
     batch_size: int = 1000,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     tta: Sequence[str] = (),
+    by_class: bool = False,
     between: Callable[[], object] = lambda: None,
-) -> dict[str, float]:
+) -> Evaluation:
     """Mean loss and accuracy (share, 0..1) of a model over uint8 images.
 
     Args:
-        test: uint8 images_NCHW and int64 labels_N, on the device.
+        test: uint8 images and int64 labels_N, on the device.
         model: as trained; the bare model inside DDP is used. Its statistics become rank 0's.
         normalise: uint8 images_BCHW -> float32 images_BCHW.
         tta: further accuracies, named apart: "mirror", "mirror_shift" (test-time augmentation).
+        by_class: also the figures of `macro`.
         between: called before each batch, equally often on all ranks; may leave by an exception.
 
     Returns:
@@ -96,21 +128,31 @@ def evaluate(
     if ddp:
         _broadcast_buffers(bare)
     sums = {"accuracy": PLAIN} | {f"accuracy_{name}": TTA[name] for name in tta}
-    images_NCHW, labels_N = test.images_NCHW, test.labels_N
-    total = images_NCHW.shape[0]
+    total = len(test.labels_N)
     start, stop = total * rank // world, total * (rank + 1) // world
     pieces: dict[str, list[Tensor]] = {name: [] for name in sums}
     bare.eval()
-    longest = -(-total // world)  # of the ranks' slices: an empty or shorter one runs an image more, for the shape
-    for first in range(start, start + max(1, longest), batch_size):
+    for images_BCHW in test.read(_spans(start, stop, total, world, batch_size)):
         between()
-        first = min(first, total - 1)
-        images_BCHW = normalise(images_NCHW[first : max(min(first + batch_size, stop), first + 1)])
+        normal_BCHW = normalise(images_BCHW)
         with autocast():
-            logits_VBK = [bare(view(images_BCHW)).float() for view in VIEWS[: max(map(len, sums.values()))]]
+            logits_VBK = [bare(view(normal_BCHW)).float() for view in VIEWS[: max(map(len, sums.values()))]]
         for name, weights in sums.items():
             pieces[name].append(_weighed(logits_VBK, weights))
     bare.train()
     logits_NK = {name: _gather(torch.cat(mine)[: stop - start], rank, world, total) for name, mine in pieces.items()}
-    result = {"loss": functional.cross_entropy(logits_NK["accuracy"].double(), labels_N).item()}
-    return result | {name: (logits.argmax(1) == labels_N).sum().item() / total for name, logits in logits_NK.items()}
+    labels_N = test.labels_N
+    figures = {"loss": functional.cross_entropy(logits_NK["accuracy"].double(), labels_N).item()}
+    figures |= {name: (logits.argmax(1) == labels_N).sum().item() / total for name, logits in logits_NK.items()}
+    evaluation = Evaluation(figures, logits_NK["accuracy"], labels_N)
+    if by_class:
+        evaluation |= macro(evaluation.confusion_KK)
+    return evaluation
+
+
+def _spans(start: int, stop: int, total: int, world: int, batch_size: int) -> list[tuple[int, int]]:
+    """The slice start .. stop - 1 in batches; as many on every rank: an empty or shorter slice runs an image more, for
+    the shape."""
+    longest = -(-total // world)
+    firsts = (min(first, total - 1) for first in range(start, start + max(1, longest), batch_size))
+    return [(first, max(min(first + batch_size, stop), first + 1)) for first in firsts]

@@ -1,5 +1,6 @@
 """A set of small images, whole in memory: what a resident recipe trains on."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,10 @@ class ImageSet:
     @property
     def size(self) -> int:
         return self.images_NCHW.shape[3]
+
+    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        """uint8 images_BCHW of each span (first, end), in order, on the device."""
+        return (self.images_NCHW[first:end] for first, end in spans)
 
     def to(self, device: torch.device) -> "ImageSet":
         """The same set, resident on `device`; absent images (dry run) stay absent."""

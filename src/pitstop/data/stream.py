@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from pitstop.data.images import ImageSet
 from pitstop.errors import UserError
 from pitstop.randomness import permutation
 
-Augment = Callable[[Tensor, Tensor], Tensor]
+Augment = Callable[[Tensor, Tensor], Tensor]  # uint8 images_BCHW, positions_B -> float32 images_BCHW, normalised
+# (images_BCHW, labels_B, step) of a slice, whose first image is at an even place of the batch -> images_BCHW, targets
+Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def cut(length: int, parts: int) -> list[int]:
@@ -24,6 +27,11 @@ def cut(length: int, parts: int) -> list[int]:
     return [2 * (length // 2 * part // parts) for part in range(parts)] + [length]
 
 
+def micro_borders(length: int, micro_batch: int) -> list[int]:
+    """Where `length` images are cut into pieces of at most `micro_batch` (one more if that is odd); 0: one piece."""
+    return cut(length, math.ceil((length // 2) / max(1, micro_batch // 2)) if micro_batch else 1)
+
+
 @dataclass(frozen=True)
 class Batch:
     """The slice of one step that this rank computes."""
@@ -33,23 +41,97 @@ class Batch:
     positions_N: Tensor  # int64: place in the endless stream of epochs
     indices_N: Tensor  # int64: place in the data set
     global_size: int  # images of all ranks together
-    micro_batches: list[tuple[Tensor, Tensor]]  # normalised images_BCHW float32, labels_B int64
+    images_NCHW: Tensor  # float32, normalised, on the device
+    targets_N: Tensor  # int64 labels, or float32 [N, K] shares of the classes
+    micro_batch: int  # most images at once; 0: all
+
+    @property
+    def micro_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """images_BCHW and their targets, in pieces of about equal size."""
+        borders = micro_borders(len(self.targets_N), self.micro_batch)
+        return [(self.images_NCHW[a:b], self.targets_N[a:b]) for a, b in pairwise(borders)]
 
 
-class Batches:
-    """Steps over a resident data set: step s reads the positions s*B .. (s+1)*B - 1, whoever computes them.
+class Stream:
+    """Step s reads the positions s*B .. (s+1)*B - 1, whoever computes them.
 
     Position p is sample `permutation(seed, p // N)[p % N]`. Batches run across epoch borders: no short batch, no
     dropped sample. Rank r of W takes its slice of each batch, in micro-batches of about equal size.
 
     Args:
-        dataset: resident on the device.
+        length: N, samples in an epoch.
         batch_size: B, of all ranks together.
-        augment: (uint8 images_BCHW, positions_B) -> float32 images_BCHW, normalised.
         micro_batch: most images at once (one more where the slice is odd); 0: the whole slice.
+        device: where positions and indices are wanted.
 
     Raises:
         UserError: fewer than two images for each rank.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        micro_batch: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if batch_size < 2 * world:
+            raise UserError(
+                f"--batch_size {batch_size} is too small for {world} processes: at least {2 * world} was expected, "
+                "two images for each (batch normalisation has no statistics over one)."
+            )
+        self.epoch_length, self.batch_size, self.seed = length, batch_size, seed
+        self.micro_batch, self._device = micro_batch, device
+        borders = cut(batch_size, world)
+        self.start, self.stop = borders[rank], borders[rank + 1]
+        self._orders: dict[int, Tensor] = {}
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.epoch_length / self.batch_size
+
+    @property
+    def largest_micro_batch(self) -> int:
+        borders = micro_borders(self.stop - self.start, self.micro_batch)
+        return max(b - a for a, b in pairwise(borders))
+
+    def total_steps(self, epochs: float) -> int:
+        return max(1, math.ceil(Fraction(str(epochs)) * self.epoch_length / self.batch_size))
+
+    def positions(self, step: int) -> tuple[Tensor, Tensor]:
+        """int64 positions_N of this rank's slice of a step, and the indices_N of their samples."""
+        start, stop = step * self.batch_size + self.start, step * self.batch_size + self.stop
+        return torch.arange(start, stop, device=self._device), self._indices(start, stop)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
+            self._orders[epoch] = permutation(self.seed, epoch, self.epoch_length).to(self._device)
+        return self._orders[epoch]
+
+    def _indices(self, start: int, stop: int) -> Tensor:
+        """int64 indices into the data set of the positions start .. stop - 1."""
+        pieces = []
+        while start < stop:
+            epoch, offset = divmod(start, self.epoch_length)
+            end = min(self.epoch_length, offset + stop - start)
+            pieces.append(self._order(epoch)[offset:end])
+            start += end - offset
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+class Batches(Stream):
+    """Steps over a resident data set.
+
+    Args:
+        dataset: resident on the device.
+        augment: see `Augment`.
+        mix: what is done to the slice as a whole after that (mixup, say); see `Mix`.
+        others: see `Stream`.
     """
 
     def __init__(
@@ -59,67 +141,25 @@ class Batches:
         *,
         seed: int,
         augment: Augment,
+        mix: Mix | None = None,
         rank: int = 0,
         world: int = 1,
         micro_batch: int = 0,
     ) -> None:
-        if batch_size < 2 * world:
-            raise UserError(
-                f"--batch_size {batch_size} is too small for {world} processes: at least {2 * world} was expected, "
-                "two images for each (batch normalisation has no statistics over one)."
-            )
-        self.dataset, self.batch_size, self.seed, self.augment = dataset, batch_size, seed, augment
-        borders = cut(batch_size, world)
-        self.start, self.stop = borders[rank], borders[rank + 1]
-        length = self.stop - self.start
-        pairs = length // 2
-        self.borders = cut(length, math.ceil(pairs / max(1, micro_batch // 2)) if micro_batch else 1)
-        self._orders: dict[int, Tensor] = {}
-
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.epoch_length / self.batch_size
-
-    @property
-    def largest_micro_batch(self) -> int:
-        return max(b - a for a, b in zip(self.borders, self.borders[1:], strict=False))
-
-    @property
-    def epoch_length(self) -> int:
-        """Samples in an epoch."""
-        return len(self.dataset)
-
-    def total_steps(self, epochs: float) -> int:
-        return max(1, math.ceil(Fraction(str(epochs)) * len(self.dataset) / self.batch_size))
-
-    def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
-            order = permutation(self.seed, epoch, len(self.dataset))
-            self._orders[epoch] = order.to(self.dataset.images_NCHW.device)
-        return self._orders[epoch]
-
-    def _indices(self, start: int, stop: int) -> Tensor:
-        """int64 indices into the data set of the positions start .. stop - 1."""
-        pieces, length = [], len(self.dataset)
-        while start < stop:
-            epoch, offset = divmod(start, length)
-            end = min(length, offset + stop - start)
-            pieces.append(self._order(epoch)[offset:end])
-            start += end - offset
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        device = dataset.images_NCHW.device
+        super().__init__(
+            len(dataset), batch_size, seed=seed, rank=rank, world=world, micro_batch=micro_batch, device=device
+        )
+        self.dataset, self.augment, self.mix = dataset, augment, mix
 
     def at(self, step: int) -> Batch:
         """This rank's slice of one step."""
-        start, stop = step * self.batch_size + self.start, step * self.batch_size + self.stop
-        images_NCHW, labels_N = self.dataset.images_NCHW, self.dataset.labels_N
-        indices_N = self._indices(start, stop)
-        positions_N = torch.arange(start, stop, device=indices_N.device)
-        images_BCHW, labels_B = self.augment(images_NCHW[indices_N], positions_N), labels_N[indices_N]
-        micro_batches = [
-            (images_BCHW[a:b], labels_B[a:b]) for a, b in zip(self.borders, self.borders[1:], strict=False)
-        ]
-        return Batch(self.seed, step, positions_N, indices_N, self.batch_size, micro_batches)
+        positions_N, indices_N = self.positions(step)
+        images_NCHW = self.augment(self.dataset.images_NCHW[indices_N], positions_N)
+        targets_N = self.dataset.labels_N[indices_N]
+        if self.mix:
+            images_NCHW, targets_N = self.mix(images_NCHW, targets_N, step)
+        return Batch(self.seed, step, positions_N, indices_N, self.batch_size, images_NCHW, targets_N, self.micro_batch)
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps start .. stop - 1."""
