@@ -1,5 +1,6 @@
 """Evaluation against a plain loop over single images; over ranks, against one process."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
