@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 import pitstop
 from pitstop import cli
+from pitstop.archive import archive
 from pitstop.errors import RunInUseError, UserError
 
 PROGRAM = Path(sys.executable).with_name("pitstop")
@@ -135,17 +137,17 @@ def test_archive_by_path_stays_beside_the_run(runs: Path, tmp_path: Path) -> Non
 
 
 def test_two_in_one_second_both_survive(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Noon(cli.datetime):
+    class Noon(datetime):
         @classmethod
         def now(cls, tz: object = None) -> "Noon":
             return cls(2026, 1, 2, 12, 0, 0)
 
-    monkeypatch.setattr(cli, "datetime", Noon)
+    monkeypatch.setattr("pitstop.archive.datetime", Noon)
     for text in ("first", "second"):
         run = runs / "digits-1"
         run.mkdir(exist_ok=True)
         (run / "config.json").write_text(text)
-        cli.archive(run)
+        archive(run)
     moved = {path.name: (path / "config.json").read_text() for path in (runs / "archive").iterdir()}
     assert moved == {"digits-1-20260102-120000": "first", "digits-1-20260102-120000-2": "second"}
 
@@ -182,10 +184,10 @@ def test_the_lock_is_released_where_the_move_fails(runs: Path, monkeypatch: pyte
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pitstop.rundir.Lock", Watched)
+    monkeypatch.setattr("pitstop.archive.Lock", Watched)
     monkeypatch.setattr(os, "rename", refuse)
     with pytest.raises(UserError, match="Permission denied"):
-        cli.archive(runs / "digits-1")
+        archive(runs / "digits-1")
     assert said == ["acquire digits-1 0", "release"]
 
 
@@ -210,3 +212,10 @@ def test_what_is_no_run_is_left_alone(runs: Path, capsys: pytest.CaptureFixture[
 
 def test_run_in_use_is_a_code_to_start_again() -> None:
     assert RunInUseError("x").exit_code == 75
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_there_and_has_a_help(name: str) -> None:
+    done = subprocess.run([PROGRAM, name, "--help"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"pitstop {name}" in done.stdout

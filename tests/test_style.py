@@ -15,16 +15,17 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 LAYERS = [  # imports point down only; a package counts as one module, inside it anything goes
     {"errors", "files", "launcher", "config", "usage", "flags", "randomness"},
     {"data", "augment", "models", "optim", "accumulate", "evaluate", "precision", "machine"},
-    {"rundir", "checkpoint", "state", "record", "stopper", "notice", "store", "meter", "disks", "output", "health"},
+    {"rundir", "checkpoint", "state", "record", "stopper", "notice", "store", "meter", "disks", "output", "health"}
+    | {"runs"},  # what only commands need
     {"plan", "session"},
-    {"supervise", "attach", "verify", "cli"},
+    {"supervise", "attach", "verify", "archive", "cli"},
 ]
 CHAINS = [  # the only imports within a layer
     ["errors", "files", "launcher", "config", "usage", "flags"],
     ["notice", "stopper"],
     ["meter", "rundir"],
     ["plan", "session"],
-    ["supervise", "attach", "verify", "cli"],
+    ["supervise", "attach", "verify", "archive", "cli"],
 ]
 LIGHT = {  # for launchers: they need no torch
     *(
@@ -40,8 +41,9 @@ LIGHT = {  # for launchers: they need no torch
         "rundir",
         "disks",
         "output",
+        "runs",
     ),
-    *("supervise", "attach", "verify", "cli"),
+    *("supervise", "attach", "verify", "archive", "cli"),
 }
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "wandb", "numpy", "sklearn", "PIL", "safetensors"}
 MODULE_LINES, FUNCTION_LINES, RECIPE_LINES = 250, 50, 80

@@ -5,16 +5,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from pitstop.errors import UserError
+from pitstop.errors import FINISHED, UserError
 from pitstop.files import boot_id, read_json
 from pitstop.rundir import RunDirectory
+from pitstop.runs import Flags, find_run, flags_of
 
 LOOK_EVERY_SECONDS = 0.5
 PLAIN_EVERY_SECONDS = 10.0
@@ -22,6 +23,23 @@ SILENCE_SECONDS = 60.0  # a heartbeat comes every ten
 FIRST_LINES = 10
 TAIL_BYTES = 1 << 16
 NEXT = {"now": "the same command continues it", "person": "a person decides", "never": "there is nothing left to do"}
+
+
+class Attach(Flags):
+    """Shows what a run does until it ends. It only looks: Ctrl-C leaves, and the run goes on."""
+
+    run: str = ""
+    """name of a run below --runs_dir, or path to its directory; default: the one that was last heard of"""
+
+
+def command(argv: Sequence[str]) -> int:
+    """The exit code of `pitstop attach <argv>`."""
+    flags = flags_of(Attach, "attach", argv)
+    try:
+        follow(find_run(flags.run, flags.runs_dir) if flags.run else choose(flags.runs_dir, print))
+    except KeyboardInterrupt:
+        print("\ndetached: the run goes on. To stop it, signal the process that started it.")
+    return FINISHED
 
 
 def choose(runs_dir: Path, say: Callable[[str], None]) -> Path:

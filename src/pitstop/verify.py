@@ -7,16 +7,19 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from pitstop.errors import FAILED, FINISHED, UserError
 from pitstop.files import canonical_json, checkpoint_steps, read_json, read_lines, sha256
 from pitstop.launcher import OUTCOME
 from pitstop.rundir import RunDirectory
+from pitstop.runs import RunFlags, flags_of
 from pitstop.supervise.command import build
 
 NOT_REPLAYED = {  # flags that say where and how long, not what
@@ -25,6 +28,20 @@ NOT_REPLAYED = {  # flags that say where and how long, not what
 }
 LOOK_SECONDS = 0.2
 END_SECONDS = 60.0
+
+
+class Verify(RunFlags):
+    """Computes a run again from one kept checkpoint to the next, beside it, and compares SHA-256 of all that comes
+    out: exit code 0 says that the run is exact. The run itself is not touched."""
+
+    from_step: int = Field(-1, ge=-1)
+    """of the checkpoint to begin at; 0: the very beginning; -1: the last checkpoint but one"""
+
+
+def command(argv: Sequence[str]) -> int:
+    """The exit code of `pitstop verify <argv>`."""
+    flags = flags_of(Verify, "verify", argv)
+    return verify(flags.path, None if flags.from_step < 0 else flags.from_step)
 
 
 @dataclass(frozen=True)

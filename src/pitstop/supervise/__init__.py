@@ -7,7 +7,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 WAITED = (signal.SIGCHLD, *STOP_SIGNALS)
 
 
-def launch(argv: Sequence[str]) -> int:
+def command(argv: Sequence[str]) -> int:
     """The exit code of `pitstop launch <argv>`: 0 finished, 75 start again, 76 a person decides, 2 bad usage, 1 failed.
 
     Raises:
