@@ -21,13 +21,14 @@ class Evaluation(dict[str, float]):
     """Figures by name, and what they were computed from.
 
     Attributes:
-        logits_NK: float32, on the CPU, in the order of the data set.
+        logits_NK: float32, on the CPU, in the order of `images`.
         labels_N: int64, on the CPU.
+        images: what was evaluated.
     """
 
-    def __init__(self, figures: Mapping[str, float], logits_NK: Tensor, labels_N: Tensor) -> None:
+    def __init__(self, figures: Mapping[str, float], logits_NK: Tensor, images: Labelled) -> None:
         super().__init__(figures)
-        self.logits_NK, self.labels_N = logits_NK.cpu(), labels_N.cpu()
+        self.logits_NK, self.labels_N, self.images = logits_NK.cpu(), images.labels_N.cpu(), images
 
     @property
     def confusion_KK(self) -> Tensor:
@@ -144,7 +145,7 @@ def evaluate(
     labels_N = test.labels_N
     figures = {"loss": functional.cross_entropy(logits_NK["accuracy"].double(), labels_N).item()}
     figures |= {name: (logits.argmax(1) == labels_N).sum().item() / total for name, logits in logits_NK.items()}
-    evaluation = Evaluation(figures, logits_NK["accuracy"], labels_N)
+    evaluation = Evaluation(figures, logits_NK["accuracy"], test)
     if by_class:
         evaluation |= macro(evaluation.confusion_KK)
     return evaluation
