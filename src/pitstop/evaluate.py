@@ -114,7 +114,7 @@ def evaluate(
 
     Args:
         test: uint8 images and int64 labels_N, on the device.
-        model: as trained; the bare model inside DDP is used. Its statistics become rank 0's.
+        model: as trained; the bare model inside DDP is used. Its statistics become rank 0's; all ranks call this.
         normalise: uint8 images_BCHW -> float32 images_BCHW.
         tta: further accuracies, named apart: "mirror", "mirror_shift" (test-time augmentation).
         by_class: also the figures of `macro`.
@@ -123,10 +123,12 @@ def evaluate(
     Returns:
         {"loss", "accuracy", "accuracy_mirror" ...}, the same on every rank.
     """
-    ddp = isinstance(model, nn.parallel.DistributedDataParallel)
     bare: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if ddp else (1, 0)
-    if ddp:
+    shared = (
+        torch.distributed.is_initialized()
+    )  # by the group, not by DDP: an average of the weights has none around it
+    world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if shared else (1, 0)
+    if shared:
         _broadcast_buffers(bare)
     sums = {"accuracy": PLAIN} | {f"accuracy_{name}": TTA[name] for name in tta}
     total = len(test.labels_N)
