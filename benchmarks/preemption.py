@@ -37,11 +37,11 @@ from spot.model import (
 )
 from spot.real import Measured, Run, documented_save, replay, storm
 
-from pitstop.config import Directory, Duration, seconds
 from pitstop.errors import BAD_USAGE, UserError
 from pitstop.flags import parse
 from pitstop.machine import processor_name
 from pitstop.session.cost import FIRST_SECONDS
+from pitstop.values import Directory, Duration, seconds
 
 TARGET = 99.0  # % goodput
 

@@ -28,10 +28,11 @@ from torch import nn
 
 from pitstop import augment, data, models, optim
 from pitstop.accumulate import accumulate
-from pitstop.config import Directory, Duration, RecipeConfig
+from pitstop.config import RecipeConfig
 from pitstop.flags import parse
 from pitstop.machine import processor_name
 from pitstop.session import Session
+from pitstop.values import Directory, Duration
 
 FREE_STEPS = 4  # before each save: what a step takes beside which nothing is written
 

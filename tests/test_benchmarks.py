@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pitstop.config import seconds
 from pitstop.errors import UserError
 from pitstop.session.cost import FIRST_SECONDS
+from pitstop.values import seconds
 
 # Before the folders of tests, in which a file may have the same name.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))

@@ -228,7 +228,6 @@ def test_values_are_parsed_by_the_type_of_the_field(given: list[str], field: str
         ("--arch resnet18", "did you mean --model?"),
         ("--wandb", "--tracker wandb"),
         ("--num_processes 2", "accelerate launch --num_processes 2"),
-        ("--estimate", "not there yet"),
         ("--max_hours -1", "--max_hours -1: a number of at least 0 was expected (default: 0.0)"),
         ("--budget 5", "--budget 5: what does an hour cost? Give --price (or set PITSTOP_PRICE)"),
         ("--mtbf soon", "--mtbf soon: a duration such as 30s, 10m or 2h was expected (default: 2h)"),

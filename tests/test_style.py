@@ -13,25 +13,30 @@ SOURCE = ROOT / "src" / "pitstop"
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 LAYERS = [  # imports point down only; a package counts as one module, inside it anything goes
-    {"errors", "files", "launcher", "config", "usage", "flags", "randomness"},
-    {"data", "augment", "models", "optim", "accumulate", "evaluate", "precision", "machine"},
+    {"errors", "files", "locks", "download", "launcher", "values", "config", "usage", "flags", "randomness"},
+    {"data", "pretrained", "weights", "augment", "models", "optim", "accumulate", "evaluate", "precision", "machine"},
     {"rundir", "checkpoint", "state", "record", "stopper", "notice", "store", "meter", "disks", "output", "health"}
-    | {"runs"},  # what only commands need
-    {"plan", "session"},
-    {"supervise", "attach", "verify", "archive", "cli"},
+    | {"curves", "runs", "again"},
+    {"plan", "session", "report"},
+    {"supervise", "attach", "verify", "archive", "sync", "fetch", "cli"},
 ]
 CHAINS = [  # the only imports within a layer
-    ["errors", "files", "launcher", "config", "usage", "flags"],
+    ["errors", "files", "launcher", "values", "config", "usage", "flags"],
+    ["errors", "files", "locks", "download"],
+    ["pretrained", "weights"],
     ["notice", "stopper"],
-    ["meter", "rundir"],
+    ["meter", "rundir", "curves"],
     ["plan", "session"],
-    ["supervise", "attach", "verify", "archive", "cli"],
+    ["supervise", "attach", "verify", "archive", "sync", "cli"],
 ]
 LIGHT = {  # for launchers: they need no torch
     *(
         "errors",
         "files",
+        "locks",
+        "download",
         "launcher",
+        "values",
         "config",
         "usage",
         "flags",
@@ -42,8 +47,9 @@ LIGHT = {  # for launchers: they need no torch
         "disks",
         "output",
         "runs",
+        "curves",
     ),
-    *("supervise", "attach", "verify", "archive", "cli"),
+    *("supervise", "attach", "verify", "archive", "sync", "cli"),
 }
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "wandb", "numpy", "sklearn", "PIL", "safetensors"}
 MODULE_LINES, FUNCTION_LINES, RECIPE_LINES = 250, 50, 80

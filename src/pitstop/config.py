@@ -2,86 +2,19 @@
 
 import math
 import os
-import re
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from pitstop.errors import UserError
 from pitstop.files import canonical_json, sha256
+from pitstop.values import ClockTime, Directory, Duration, Interval, MicroBatch, RunName
 
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds(value: object) -> float:
-    """`30s`, `10m`, `2h`, `1d`, or a bare number of seconds, as seconds. Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", str(value))
-    if match is None:
-        raise ValueError("a duration such as 30s, 10m or 2h was expected")
-    return float(match[1]) * UNITS[match[2] or "s"]
-
-
-def duration(value: object) -> str:
-    """A duration, as it was written. Raises ValueError."""
-    seconds(value)
-    return str(value)
-
-
-def interval(value: object) -> str:
-    """`auto`, a duration (`60s`, `10m`) or a number of steps (`200steps`), as it was written. Raises ValueError."""
-    text = str(value)
-    if text == "auto":
-        return text
-    match = re.fullmatch(r"(\d+)steps?", text)
-    if match is None:
-        try:
-            seconds(text)
-        except ValueError:
-            raise ValueError("auto, or an interval such as 60s, 10m or 200steps, was expected") from None
-    elif int(match[1]) < 1:
-        raise ValueError("at least 1 step was expected")
-    return text
-
-
-def run_name(value: str) -> str:
-    """One plain name of a directory, or nothing. Raises ValueError."""
-    if value and (
-        not re.fullmatch(r"\w[\w.+=@-]*", value) or len(value.encode()) > 100 or value in ("archive", "caches")
-    ):
-        raise ValueError(
-            "a name of up to 100 bytes of letters, digits, '.', '_', '-', '+', '=' and '@' was expected, "
-            "beginning with a letter or digit (and not 'archive' or 'caches')"
-        )
-    return value
-
-
-def directory(value: object) -> Path:
-    """A directory, or a place where one can be made; `~` is the home directory. Raises ValueError."""
-    if not str(value):
-        raise ValueError("a directory was expected")
-    path = Path(os.path.expanduser(str(value)))
-    nearest = next((place for place in (path, *path.parents) if os.path.exists(place)), path)
-    if not os.path.isdir(nearest):
-        raise ValueError(f"a directory was expected, but {nearest} is {'a file' if nearest.exists() else 'not there'}")
-    return path
-
-
-def _not_one(value: int) -> int:
-    if value == 1:
-        raise ValueError("at least 2 was expected: batch normalisation has no statistics over one sample")
-    return value
-
-
-Duration = Annotated[str, BeforeValidator(duration)]
-Interval = Annotated[str, BeforeValidator(interval)]
-RunName = Annotated[str, AfterValidator(run_name)]
-Directory = Annotated[Path, BeforeValidator(directory)]
-MicroBatch = Annotated[int, AfterValidator(_not_one)]
 OPERATIONAL: JsonDict = {"operational": True}
 
 
@@ -148,6 +81,10 @@ class RecipeConfig(BaseModel):
     """continue although what defines the run has changed"""
     dry_run: bool = operational(False)
     """print config, steps, parameters, FLOPs, memory and disk, and start nothing"""
+    estimate: bool = operational(False)
+    """take twenty real steps, print when the run would be done and what it would cost, and keep nothing"""
+    finish_by: ClockTime = operational("")
+    """with --estimate: a time such as 08:00; the most epochs that are done by then are printed"""
     precision: Literal["auto", "fp16", "bf16", "fp32"] = operational("auto")
     """of the forward and backward pass"""
     deterministic: bool = operational(False)
@@ -156,8 +93,8 @@ class RecipeConfig(BaseModel):
     """torch.compile the model"""
     device: Literal["auto", "cpu", "cuda"] = operational("auto")
     """where to train"""
-    micro_batch: MicroBatch = operational(0, ge=0)
-    """most images at once on one GPU, the rest by accumulation; 0: all"""
+    micro_batch: MicroBatch = operational("auto")
+    """most images at once on one GPU, the rest by accumulation; 0: all; auto: as before; halved where memory ends"""
     save_every: Interval = operational("auto")
     """time (30s, 10m, 2h) or steps (200steps) between two checkpoints; auto: from their measured cost and --mtbf"""
     mtbf: Duration = operational("2h")
@@ -176,10 +113,18 @@ class RecipeConfig(BaseModel):
     """of --price and --budget"""
     budget: float = operational(0.0, ge=0)
     """stop when all attempts together have cost so much; 0: no limit"""
-    tracker: Literal["wandb", "none"] = operational("wandb")
+    tracker: Literal["wandb", "tensorboard", "trackio", "swanlab", "mlflow", "none"] = operational("wandb")
     """where curves are shown; metrics.jsonl is written always"""
     wandb_project: str = operational("pitstop", min_length=1)
-    """project at W&B"""
+    """project there"""
+    wandb_entity: str = operational("")
+    """user or team at W&B; default: of the account"""
+    wandb_group: str = operational("")
+    """group of runs at W&B"""
+    wandb_tags: str = operational("")
+    """tags at W&B, with commas between"""
+    wandb_artifact: bool = operational(False)
+    """upload final/ to W&B as an artifact when the run is finished"""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """A recipe gives a shared flag another default by `epochs: float = 26`: pydantic would forget the bounds of the

@@ -61,7 +61,6 @@ ADVICE = {
         ("gpus", "num_processes", "nproc_per_node", "num_gpus"),
         "a flag of accelerate launch: accelerate launch --num_processes 2 <recipe>",
     ),
-    "estimate": "not there yet",
 }
 
 

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from pitstop.config import Directory, from_environment
+from pitstop.config import from_environment
 from pitstop.errors import UserError
 from pitstop.flags import parse
+from pitstop.values import Directory
 
 
 class Flags(BaseModel):

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from pitstop.config import operational, seconds
+from pitstop.config import operational
 from pitstop.errors import BAD_USAGE, FAILED, FINISHED, UserError
 from pitstop.flags import LOOKS_LIKE_A_FLAG, parse
 from pitstop.supervise import STOP_SIGNALS
@@ -23,6 +23,7 @@ from pitstop.supervise.detach import detach
 from pitstop.supervise.outcome import GiveUp, Patience, Verdict, judge, read_outcome, stop_code
 from pitstop.supervise.processes import become_subreaper, reap, require_linux, require_proc, send
 from pitstop.supervise.say import say
+from pitstop.values import seconds
 
 STATES = ("finished", "failed", "stopped")
 
