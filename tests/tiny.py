@@ -11,6 +11,7 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
                  finish:before, finish:after_final
                  saving:K     in the thread that writes the checkpoint of step K, before it does
                  call:NAME:K before the K-th call of os.NAME (NAME `any`: of all in CALLS together)
+                 compiling:K  in torch.compile's backend, after K steps (see COMPILE)
     KILL_RANK    on which rank (0)
     KILL_SIGNAL  which signal (KILL)
     FULL_AT      A-B: the disk is full during the steps A to B, and each save is waited for, to meet its own disk
@@ -24,6 +25,8 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
     WORKERS      how many processes of a DataLoader bring the batches
     WORKER_FAULT kill:K or hang:K: what becomes of the worker that shall bring step K
     OUT_OF_MEMORY_AT  K: the device has no memory left in step K
+    COMPILE      compile the classifier (all else would take seconds) by a backend that changes nothing: `alone`, or by
+                 one of inductor's worker processes, as a kernel of a GPU is, which takes it so many seconds
     STEP_SECONDS sleep so long in each step
     SAVES_WAIT   if set, each save is waited for: a kill some steps later, on however slow a machine, finds it done
     LOCK_WAIT    seconds instead of the ten for which a second process waits
@@ -159,6 +162,25 @@ def replace_norms(module) -> None:
         replace_norms(child)
 
 
+def compile_with(model, instants, session, how: str) -> None:
+    """With a backend that is the instant compiling:K, where a real one would be at work."""
+
+    def backend(graph, inputs):
+        future = None
+        if how != "alone":
+            from torch._inductor.async_compile import AsyncCompile
+
+            pool = AsyncCompile.process_pool()
+            pool.submit(os.getpid).result()  # its process is there
+            future = pool.submit(time.sleep, float(how))
+        instants.at(f"compiling:{session.step}")
+        if future:
+            future.result()
+        return graph.forward
+
+    model.compile(backend=backend)
+
+
 def log_step(session, batch, augmentation) -> None:
     """[position, index, hash of the draws, hash of the pixels that the model gets] of each sample of this rank."""
     import hashlib
@@ -273,6 +295,8 @@ def main(config: Config) -> None:
         bare.drop_rate = config.dropout
         if config.group_norm:
             replace_norms(bare)
+        if how := os.environ.get("COMPILE"):
+            compile_with(bare.get_classifier(), instants, session, how)
         average = Average(bare.conv1[0].weight if isinstance(bare.conv1, nn.Sequential) else bare.conv1.weight)
         session.track(average=average)
         optimizer = optim.sgd(model, weight_decay=config.weight_decay)

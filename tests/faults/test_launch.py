@@ -1,4 +1,4 @@
-"""`pitstop launch` around a real recipe and the real accelerate. Slow: each attempt imports torch."""
+"""`pitstop launch`, or `accelerate launch` alone, around a real recipe. Slow: each attempt imports torch."""
 
 import contextlib
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from faults.harness import TINY, Run, assert_same
+from faults.warm import free_port
 from supervise.fakes import survivors, until
 
 from pitstop.supervise.command import SIMPLE_LAUNCHER
@@ -21,19 +22,35 @@ pytestmark = pytest.mark.slow
 SECONDS = 90
 
 
+PITSTOP = ("-m", "pitstop.cli", "launch")
+ACCELERATE = ("-m", "accelerate.commands.accelerate_cli", "launch")
+
+
 class Launched:
-    """`pitstop launch` of a program, with a mark in the environment of everything that it starts."""
+    """A program under a launcher, in a group of its own, with a mark in the environment of everything that it starts.
+    The words `before` start the launcher. With HOLD_AT the program waits there for `go_on` (see tests/tiny.py)."""
 
     def __init__(
-        self, folder: Path, *flags: str, program: Path = TINY, words: tuple[str, ...] = (), **env: str
+        self,
+        folder: Path,
+        *flags: str,
+        launcher: tuple[str, ...] = PITSTOP,
+        before: tuple[str, ...] = (),
+        program: Path = TINY,
+        words: tuple[str, ...] = (),
+        **env: str,
     ) -> None:
         self.mark, self.out = f"mark-{uuid.uuid4()}", folder / "launch.txt"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PITSTOP_", "WANDB_", "ACCELERATE_"))}
         kept |= {"CUDA_VISIBLE_DEVICES": "", "TEST_MARK": self.mark, "STEP_LOG": str(folder / "steps.jsonl")}
         kept |= {"LOCAL_WORLD_SIZE": str(os.cpu_count())}  # one thread, as the clean run; torchrun sets it anew
-        argv = [sys.executable, "-m", "pitstop.cli", "launch", *flags, str(program), *words]
+        self.hold = folder / f"hold-{self.mark}"
+        argv = [*before, sys.executable, *launcher, *flags, str(program), *words]
+        env = kept | {"HOLD": str(self.hold)} | env
         with open(self.out, "ab") as out:
-            self.process = subprocess.Popen(argv, cwd=folder, env=kept | env, stdout=out, stderr=out)
+            self.process = subprocess.Popen(
+                argv, cwd=folder, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+            )
 
     @property
     def text(self) -> str:
@@ -42,6 +59,15 @@ class Launched:
     def until(self, condition: Callable[[], object]) -> None:
         until(lambda: condition() or self.process.poll() is not None, self.text, SECONDS)
         assert self.process.poll() is None, self.text
+
+    def held(self) -> None:
+        """Waits until the program stands at HOLD_AT."""
+        self.until(Path(f"{self.hold}.held").exists)
+
+    def understood(self, times: int = 1) -> None:
+        """Waits until the signal has reached so many processes of the program, and lets it go on."""
+        self.until(lambda: self.text.count("saving after this step") >= times)
+        Path(f"{self.hold}.go").touch()
 
     def end(self, seconds: float = SECONDS) -> int:
         """Its exit code; nothing that it started may be left."""
@@ -80,18 +106,71 @@ def steps(run: Run) -> int:
 def test_a_signal_then_the_same_command_then_once_more(
     launch: Callable[..., Launched], tiny: Callable[..., Run], clean: Callable[..., Run]
 ) -> None:
+    """To the launcher's group, twice, with the workers of a DataLoader."""
     run = tiny()
-    one = launch(run.folder, STEP_SECONDS="0.1", **words())
-    one.until(lambda: steps(run) >= 3)
-    one.process.send_signal(signal.SIGTERM)
-    one.process.send_signal(signal.SIGTERM)
+    one = launch(run.folder, HOLD_AT="step:4", WORKERS="2", **words())
+    one.held()
+    for _ in range(2):
+        os.killpg(one.process.pid, signal.SIGTERM)
+    one.understood()
     assert one.end() == 75, one.text
-    status = run.status()
-    assert (status["state"], status["restart"]) == ("stopped", "now")
-    assert run.checkpoints() == [f"step-{status['step']:08d}"]
+    check_stopped(run, at_step=4)
     assert launch(run.folder, **words()).end() == 0
     assert_same(run, clean())
-    assert launch(run.folder, **words()).end() == 0, "a finished run is finished"
+    assert run.go().codes == [0], "a finished run is finished"
+
+
+def check_stopped(run: Run, at_step: int) -> None:
+    status = run.status()
+    assert (status["state"], status["restart"], status["step"]) == ("stopped", "now", at_step)
+    assert run.checkpoints() == [f"step-{at_step:08d}"]
+
+
+def test_as_pid_1_of_a_container(
+    launch: Callable[..., Launched], tiny: Callable[..., Run], clean: Callable[..., Run]
+) -> None:
+    """The kernel spares PID 1 every signal that it does not handle, and ends all others with it."""
+    before = ("unshare", "-pf", "--mount-proc")
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no rights for a pid namespace")
+    run = tiny()
+    one = launch(run.folder, before=before, HOLD_AT="step:4", WORKERS="2", **words())
+    one.held()
+    first = min(pid for pid in one.pids("pitstop.cli") if b"unshare" not in Path(f"/proc/{pid}/cmdline").read_bytes())
+    assert Path(f"/proc/{first}/status").read_text().split("NSpid:")[1].split()[:2] == [str(first), "1"]
+    for _ in range(2):
+        os.kill(first, signal.SIGTERM)
+    one.understood()
+    assert one.end() == 75, one.text
+    check_stopped(run, at_step=4)
+    run.finish()
+    assert_same(run, clean())
+
+
+def test_accelerate_launch_with_three_ranks_and_their_workers(
+    launch: Callable[..., Launched], tiny: Callable[..., Run], clean: Callable[..., Run]
+) -> None:
+    """To its group, twice. Its own exit code is 1 whatever the ranks say, so the word is in status.json."""
+    run = tiny(ranks=3)
+    flags = ("--multi_gpu", "--num_processes", "3", "--num_machines", "1", "--main_process_port", str(free_port()))
+    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    one = launch(run.folder, *flags, launcher=ACCELERATE, HOLD_AT="step:4", WORKERS="1", **env, **words())
+    one.held()
+    for _ in range(2):
+        os.killpg(one.process.pid, signal.SIGTERM)
+    one.understood()
+    one.process.wait(SECONDS)
+    until(lambda: survivors(one.mark) == {}, one.text, 15)
+    check_stopped(run, check_together(run))
+    run.finish()
+    assert_same(run, clean(ranks=3))
+
+
+def check_together(run: Run) -> int:
+    """The step at which all three ranks stand, by what each has computed."""
+    last = {rank: max(row["step"] for row in run.step_log() if row["rank"] == rank) for rank in range(3)}
+    assert len(set(last.values())) == 1, last
+    return int(last[0]) + 1
 
 
 def test_killed_recipes_are_started_again(
@@ -125,13 +204,12 @@ def test_three_ranks_stop_at_the_same_step(
     launch: Callable[..., Launched], tiny: Callable[..., Run], clean: Callable[..., Run]
 ) -> None:
     run = tiny(ranks=3)
-    one = launch(run.folder, "--processes", "3", STEP_SECONDS="0.2", **words())
-    one.until(lambda: steps(run) >= 6)
+    one = launch(run.folder, "--processes", "3", HOLD_AT="step:4", **words())
+    one.held()
     one.process.send_signal(signal.SIGTERM)
+    one.understood()
     assert one.end() == 75, one.text
-    last = {rank: max(row["step"] for row in run.step_log() if row["rank"] == rank) for rank in range(3)}
-    assert len(set(last.values())) == 1, last
-    assert run.checkpoints() == [f"step-{last[0] + 1:08d}"]
+    check_stopped(run, check_together(run))
     run.finish()
     assert_same(run, clean(ranks=3))
 
