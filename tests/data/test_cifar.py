@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from pitstop.data.cifar import load_cifar
+from pitstop.download import KNOWN, KnownFile
 from pitstop.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 3072), dtype=np.uint8)
@@ -58,6 +60,10 @@ def archive_of(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def archive_file(data: bytes) -> KnownFile:
+    return KnownFile("cifar-10-python.tar.gz", md5(data), len(data))
+
+
 @pytest.fixture
 def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
     files = batches()
@@ -66,7 +72,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
     monkeypatch.setattr(CIFAR10, "train_list", listed[:2])
     monkeypatch.setattr(CIFAR10, "test_list", listed[2:3])
     monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": listed[3][1]})
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(data))
+    monkeypatch.setitem(KNOWN, "cifar10", replace(KNOWN["cifar10"], files=(archive_file(data),)))
     monkeypatch.delenv("CIFAR10_URL", raising=False)
     return data
 
@@ -143,7 +149,9 @@ def test_processes_at_once(archive: bytes, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from torchvision.datasets import CIFAR10 as C; "
         f"C.train_list={CIFAR10.train_list!r}; C.test_list={CIFAR10.test_list!r}; C.meta={CIFAR10.meta!r}; "
-        f"C.tgz_md5={CIFAR10.tgz_md5!r}; from pitstop.data.cifar import load_cifar; "
+        "from dataclasses import replace; from pitstop.download import KNOWN, KnownFile; "
+        f"KNOWN['cifar10'] = replace(KNOWN['cifar10'], files=({archive_file(archive)!r},)); "
+        "from pitstop.data.cifar import load_cifar; "
         f"a, b = load_cifar('cifar10', Path({str(tmp_path)!r}), download=True, say=print); assert len(a) == 5"
     )
     both = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
@@ -166,7 +174,7 @@ def test_no_network_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         with pytest.raises(UserError) as caught:
             load_cifar("cifar10", tmp_path, download=True, say=print)
-    for part in (url, "refused", "CIFAR10_URL", "c58f30108f718f92721af3b95e74349a", "170 MB", "--data", "digits.py"):
+    for part in (url, "refused", "CIFAR10_URL", "c58f30108f718f92721af3b95e74349a", "170.5 MB", "--data", "digits.py"):
         assert part in str(caught.value)
 
 

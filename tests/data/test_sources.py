@@ -35,7 +35,11 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_names() -> None:
     assert sizes("cifar10", may_write=False) == (50000, 10000)
     assert sizes("cifar100", may_write=False) == (50000, 10000)
-    with pytest.raises(UserError, match="--data takes cifar10 or cifar100"):
+    assert sizes("mnist", image_size=28, may_write=False) == (60000, 10000)
+    assert sizes("fashion_mnist", image_size=28, may_write=False) == (60000, 10000)
+    with pytest.raises(UserError, match="images of 28x28, but 32x32"):
+        sizes("mnist")
+    with pytest.raises(UserError, match="--data takes cifar10, cifar100, mnist, fashion_mnist, or"):
         sizes("")
     with pytest.raises(UserError, match="images of 32x32, but 64x64"):
         sizes("cifar10", image_size=64)

@@ -14,16 +14,14 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from pitstop import files
-from pitstop.data.download import DownloadError, file_md5, require_md5
-from pitstop.data.download import download as download_file
 from pitstop.data.images import ImageSet
-from pitstop.data.locks import exclusive
+from pitstop.download import KNOWN, Arrival, Checksum, bring
 from pitstop.errors import UserError
+from pitstop.locks import exclusive
 
 CifarName = Literal["cifar10", "cifar100"]
 DATASETS: dict[CifarName, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-ARCHIVE_BYTES = 170_500_000  # of either, rounded up
 EXTRACTED_BYTES = 187_000_000
 NUM_TRAIN, NUM_TEST, SIZE = 50_000, 10_000, 32
 
@@ -45,35 +43,36 @@ def load_cifar(
     Raises:
         UserError: a wrong archive or damaged batches, no network, no space; it says how to go on.
     """
-    dataset = DATASETS[name]
+    dataset, known = DATASETS[name], KNOWN[name].files[0]
+    archive = folder / known.name
     if _batches_verified(dataset, folder):
         return _load(name, folder)
     if not extract:
         return _absent(name)
-    if not download and not (folder / dataset.filename).exists():
+    if not download and not archive.exists():
         if (folder / dataset.base_folder).exists():
             raise UserError(
                 f"{folder / dataset.base_folder} is incomplete or damaged (a file is missing or has another MD5 than "
-                f"torchvision's). Delete it, and put {dataset.filename} (MD5 {dataset.tgz_md5}) beside it."
+                f"torchvision's). Delete it, and put {known.name} (MD5 {known.md5}) beside it."
             )
         return _absent(name)
-    if (folder / dataset.filename).exists() and not os.access(folder, os.W_OK):
-        require_md5(folder / dataset.filename, dataset.tgz_md5)
+    if archive.exists() and not os.access(folder, os.W_OK):
+        Checksum("md5", known.md5).require(archive)
         with tempfile.TemporaryDirectory(prefix="pitstop-") as temporary:
-            say(f"{folder} is read-only: {dataset.filename} is read through {temporary}.")
-            _extract(dataset, folder / dataset.filename, Path(temporary))
+            say(f"{folder} is read-only: {known.name} is read through {temporary}.")
+            _extract(dataset, archive, Path(temporary))
             return _load(name, Path(temporary))
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / f"{dataset.base_folder}.lock", say=say):
         if not _batches_verified(dataset, folder):
-            _get_archive(name, folder, say)
-            _extract(dataset, folder / dataset.filename, folder)
+            bring(name, folder, Arrival(say, advice=f"If that is too slow: {KNOWN[name].advice}."))
+            _extract(dataset, archive, folder)
     return _load(name, folder)
 
 
 def _batches_verified(dataset: type[CIFAR10], folder: Path) -> bool:
     return all(
-        (path := folder / dataset.base_folder / file_name).is_file() and file_md5(path) == md5
+        (path := folder / dataset.base_folder / file_name).is_file() and Checksum("md5", md5).matches(path)
         for file_name, md5 in _batch_md5s(dataset)
     )
 
@@ -81,26 +80,6 @@ def _batches_verified(dataset: type[CIFAR10], folder: Path) -> bool:
 def _batch_md5s(dataset: type[CIFAR10]) -> list[tuple[str, str]]:
     listed = [(file_name, md5) for file_name, md5 in (*dataset.train_list, *dataset.test_list)]
     return [*listed, (dataset.meta["filename"], dataset.meta["md5"])]
-
-
-def _get_archive(name: CifarName, folder: Path, say: Callable[[str], None]) -> None:
-    dataset, variable = DATASETS[name], f"{name.upper()}_URL"
-    archive = folder / dataset.filename
-    if archive.exists():
-        require_md5(archive, dataset.tgz_md5)
-        return
-    url = os.environ.get(variable) or dataset.url
-    say(f"{name} is not in {folder}: downloading {url} ({ARCHIVE_BYTES / 1e6:.0f} MB).")
-    try:
-        download_file(url, archive, md5=dataset.tgz_md5, size_hint_bytes=ARCHIVE_BYTES, say=say)
-    except DownloadError as error:
-        raise UserError(
-            f"{error}\nTo go on, do one of these:\n"
-            f"  - set {variable} to the URL of a mirror of {dataset.filename}\n"
-            f"  - put {dataset.filename} (MD5 {dataset.tgz_md5}, 170 MB) into {folder.resolve()}\n"
-            "  - use images of your own: --data FOLDER|ZIP with train/<class>/* and test/<class>/*\n"
-            "  - run recipes/digits.py, which needs no download"
-        ) from error
 
 
 def _extract(dataset: type[CIFAR10], archive: Path, folder: Path) -> None:
