@@ -182,3 +182,23 @@ def minutes(attempts: Sequence[Attempt], text: Text) -> Figure:
     axes.set_xlabel(words(unit))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8)
     return figure
+
+
+def accuracies(accuracies_by_row: Sequence[Sequence[float]], text: Text) -> Figure:
+    """A line for each config: its runs as dots, their mean as a stroke, one standard deviation to both sides."""
+    figure = Figure(figsize=(WIDTH_INCHES, 0.9 + 0.34 * len(accuracies_by_row)))
+    axes = figure.subplots()
+    for index, values in enumerate(accuracies_by_row):
+        if values:
+            mean = float(np.mean(values))
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            axes.plot([mean - spread, mean + spread], [index, index], color=RULE, linewidth=7, solid_capstyle="butt")
+            axes.plot(values, [index] * len(values), "o", color=MUTED, markersize=3.5)
+            axes.plot([mean], [index], "|", color=ACCENT, markersize=13, markeredgewidth=2)
+    names = [name if len(name) <= 2 * NAME_LENGTH else f"{name[: 2 * NAME_LENGTH - 1]}…" for name in text.classes]
+    axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], color=INK)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel(text.words("accuracy_axis"))
+    return figure
