@@ -144,18 +144,10 @@ def test_missing_bytes_are_counted_and_what_is_left_is_kept(tmp_path: Path) -> N
     assert Metrics(tmp_path / "none.jsonl", 1).open_at(7) == 7
 
 
-def test_rows_to_send_are_given_once(tmp_path: Path) -> None:
-    metrics = opened(tmp_path / "m.jsonl")
-    metrics.write({"step": 1})
-    metrics.write({"step": 2, "loss": math.nan})
-    assert metrics.take_unsent() == [{"step": 1}, {"step": 2, "loss": "nan"}]
-    assert metrics.take_unsent() == []
-
-
 def test_ranks_that_write_nothing() -> None:
     metrics = opened(None, size=100)
     metrics.write({"step": 1})
-    assert (metrics.flush(), metrics.take_unsent()) == (0, [])
+    assert metrics.flush() == 0
 
 
 def test_the_fields_of_the_wall_clock_are_named() -> None:

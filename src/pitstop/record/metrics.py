@@ -30,7 +30,6 @@ class Metrics:
         self._file: AppendOnly | None = None
         self._gathered: dict[str, list[float]] = {}  # of all ranks, one for each step since the last row
         self._pending: dict[str, list[Tensor]] = {}  # this rank's, not yet read
-        self._unsent: list[dict[str, Any]] = []
 
     def open_at(self, size_bytes: int) -> int:
         """Cuts the file to what the checkpoint covers and opens it. Returns how many bytes are missing (0, if all is
@@ -82,12 +81,7 @@ class Metrics:
 
     def write(self, row: dict[str, Any]) -> None:
         if self._file is not None:
-            self._unsent.append(self._file.write_row(row))
-
-    def take_unsent(self) -> list[dict[str, Any]]:
-        """The rows written since the last call."""
-        rows, self._unsent = self._unsent, []
-        return rows
+            self._file.write_row(row)
 
     def state_dict(self) -> dict[str, Any]:
         """The part of the next row that is known already. Called by all ranks or none."""

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.config import RecipeConfig
+from pitstop.curves import Recorder, Target, require
 from pitstop.disks import fleeting
 from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, StoppedError, UserError
 from pitstop.files import write_json
 from pitstop.launcher import tell_launcher
 from pitstop.meter import Meter
-from pitstop.record import Progress, Tracker
+from pitstop.record import Progress
 from pitstop.rundir import Heartbeat, RunDirectory, now
 from pitstop.session import messages
 from pitstop.session.identity import definition, differences, refusal, run_path
@@ -45,7 +46,7 @@ class Attempt:
         self.run = RunDirectory(run_path(config, recipe))
         self.definition = definition(config, recipe)
         self._progress: Progress | None = None
-        self._tracker: Tracker | None = None
+        self._tracker: Recorder | None = None
         self._heartbeat: Heartbeat | None = None
         self._reached: Callable[[], dict[str, Any]] = dict
         self._remote: Remote | None = None
@@ -65,6 +66,7 @@ class Attempt:
         """
         if not self.leads or self.config.dry_run:
             return False
+        require(self.config.tracker)
         self.run.take(LOCK_WAIT_SECONDS)
         if self.config.store:
             self._remote = Remote(self.config.store, self.run, keep=self.config.keep, say=self.say)
@@ -154,16 +156,10 @@ class Attempt:
         if not self.config.store and (warning := fleeting(self.run.path)):
             self.say(warning)
         self.say(messages.header(self.run.path, reached, batch_size, shape, self.run.attempt))
-        if self.config.tracker == "wandb":
-            self._tracker = Tracker(
-                project=self.config.wandb_project,
-                name=self.run.path.name,
-                identity=self.run.config()["wandb_id"],
-                config=self.definition | {"shape": shape},
-                folder=self.run.path,
-                say=self.say,
-            )
-            self._tracker.start()
+        if self.config.tracker != "none":
+            target = Target.of(self.config)
+            self.run.event("tracker", **target.event())
+            self._tracker = Recorder(self.run.path, self.recipe, target, say=self.say, event=self.run.event)
 
     def say(self, text: str) -> None:
         """A line for the person and for train.log."""
@@ -177,6 +173,8 @@ class Attempt:
     def stepped(self) -> None:
         assert self._progress is not None, "restore() comes first"
         self._progress.step()
+        if self._tracker:
+            self._tracker.start()
 
     def row(self, step: int, text: str, left: str) -> None:
         """What a row of metrics says: on the bar, and in train.log."""
@@ -185,15 +183,16 @@ class Attempt:
         if self.leads:
             self.run.log(f"step {step}  {text}")
 
-    def saved(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def saved(self, step: int, metrics_bytes: int) -> None:
         """A checkpoint is on the disk: it, and what it covers, goes out."""
         if self._remote:
             self._remote.committed(step)
-        self.send(rows)
+        self.recorded(metrics_bytes)
 
-    def send(self, rows: list[dict[str, Any]]) -> None:
+    def recorded(self, metrics_bytes: int) -> None:
+        """So much of metrics.jsonl is durable, and will not be written anew."""
         if self._tracker:
-            self._tracker.send(rows)
+            self._tracker.covered(metrics_bytes)
 
     def ended(self, state: str, reason: str, code: int, **fields: Any) -> None:
         """The attempt is over: status first, store and tracker with the time that is left."""

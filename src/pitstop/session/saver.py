@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pitstop import checkpoint
 from pitstop.checkpoint import Moved, Poisoned, Saved
-from pitstop.config import RecipeConfig, seconds
+from pitstop.config import RecipeConfig
 from pitstop.errors import PERSON_DECIDES
 from pitstop.files import clear_leftovers, require_space
 from pitstop.record import Metrics
@@ -18,6 +18,7 @@ from pitstop.rundir import RunDirectory, now
 from pitstop.session.cost import SaveCost
 from pitstop.session.rows import Clock
 from pitstop.stopper import Stopper
+from pitstop.values import seconds
 
 FAILURES = 3  # in a row, before the run stops
 
@@ -37,7 +38,7 @@ class Saver:
         stopper: Stopper,
         *,
         say: Callable[[str], None],
-        saved: Callable[[int, list[dict[str, Any]]], None],
+        saved: Callable[[int, int], None],
     ) -> None:
         self._run, self._keep, self._metrics, self._stopper = run, config.keep, metrics, stopper
         self._say, self._saved = say, saved
@@ -49,7 +50,7 @@ class Saver:
         self._every_seconds = 0.0 if self._every_steps or every == "auto" else seconds(every)
         self._failures, self._eager = 0, False
         self.poisoned = False  # the state holds NaN: nothing more is saved
-        self._rows: list[dict[str, Any]] = []  # of metrics.jsonl, which no durable checkpoint covers yet
+        self._metrics_bytes = 0  # that the save in flight covers
         self.step = -1  # of the newest checkpoint
         self._since = time.monotonic()
 
@@ -107,13 +108,13 @@ class Saver:
         if self.poisoned or self.step == step:
             return
         self._since = time.monotonic()
-        self._rows += self._metrics.take_unsent()
         try:
-            about = {"time": now(), "metrics_bytes": self._metrics.flush(), **about}
+            self._metrics_bytes = self._metrics.flush()
         except OSError as error:
             self._failed(Saved(step, 0.0, 0.0, 0, error), sum(tensor.nbytes for tensor in tensors.values()))
             return
         self._cost.began(clock)
+        about = {"time": now(), "metrics_bytes": self._metrics_bytes, **about}
         self._writer.begin(step, tensors, set() if self._eager else still, about, self._metrics.sync)
 
     def poll(self, clock: Clock, *, wait: bool = False) -> None:
@@ -137,13 +138,7 @@ class Saver:
             interval_seconds=None if self._every_steps else round(self.interval(), 1),
             bytes=saved.bytes,
         )
-        rows, self._rows = self._rows, []
-        self._saved(saved.step, rows)
-
-    def take_rows(self) -> list[dict[str, Any]]:
-        """The rows that went out with no checkpoint: at the end of the run, when metrics.jsonl is durable."""
-        rows, self._rows = self._rows + self._metrics.take_unsent(), []
-        return rows
+        self._saved(saved.step, self._metrics_bytes)
 
     def _failed(self, saved: Saved, needed_bytes: int) -> None:
         last = self.last_good

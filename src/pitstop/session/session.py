@@ -143,7 +143,7 @@ class Session:
         self._saver.ready(self.step if about else -1, tensors | state.collect(self._model, self._optimizer))
         if about is None:
             return
-        self._attempt.saved(self.step, [])  # the store may lack it
+        self._attempt.saved(self.step, about["metrics_bytes"])  # the store and the tracker may lack it
         self._attempt.run.event("restore", step=self.step, seconds=round(took_seconds, 3))
         if changes := differences(about["shape"], self._shape):
             self._attempt.run.event("shape_changed", step=self.step, changes=changes)
@@ -244,7 +244,7 @@ class Session:
             run = self._attempt.run
             write_final(run.path / "final", self._model.state_dict(), card)
             self._metrics.sync()
-            self._attempt.send(self._saver.take_rows())
+            self._attempt.recorded(self._metrics.flush())
             self._attempt.ended("finished", "", FINISHED, result=result)
             self.say(messages.finished(run.path, run.status()))
         self._place.part()
