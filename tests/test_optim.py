@@ -5,10 +5,11 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from pitstop import optim
+from pitstop import models, optim
 from pitstop.config import RecipeConfig
 
 
@@ -139,9 +140,10 @@ def test_zero_momentum_changes_no_first_step_and_no_other_optimizer() -> None:
             optimizer.zero_grad()
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*weights)
-    for other in (torch.optim.AdamW(nn.Linear(2, 2).parameters()), torch.optim.SGD(nn.Linear(2, 2).parameters())):
+    for other in (torch.optim.Adagrad(nn.Linear(2, 2).parameters()), torch.optim.SGD(nn.Linear(2, 2).parameters())):
+        before = len(other.state)
         optim.zero_momentum(other)
-        assert not other.state
+        assert len(other.state) == before
 
 
 def test_zero_momentum_keeps_what_is_there() -> None:
@@ -151,3 +153,117 @@ def test_zero_momentum_keeps_what_is_there() -> None:
     optim.zero_momentum(optimizer)
     assert (optimizer.state[model.weight]["momentum_buffer"] == 1).all()
     assert (optimizer.state[model.bias]["momentum_buffer"] == 0).all()
+
+
+ADAMW: list[dict[str, Any]] = [
+    {},
+    {"foreach": True},
+    {"foreach": False},
+    {"fused": True},
+    {"amsgrad": True},
+    {"amsgrad": True, "fused": True},
+]
+
+
+def adamw_steps(flags: dict[str, Any], *, zeroed: bool) -> tuple[torch.optim.AdamW, nn.Module, dict[str, Any]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(optim.param_groups(model, 0.1), lr=0.01, **flags)
+    if zeroed:
+        optim.zero_momentum(optimizer)
+    begins = {n: {k: (v, v.clone()) for k, v in optimizer.state[p].items()} for n, p in model.named_parameters()}
+    for step in range(3):
+        images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        model(images).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer, model, begins
+
+
+@pytest.mark.parametrize("flags", ADAMW, ids=str)
+def test_adamw_begins_with_the_state_that_torch_would_make(flags: dict[str, Any]) -> None:
+    """The same keys, in the same order, types, places and strides; torch goes on with these very tensors, and to the
+    same bits."""
+    plain, expected, _ = adamw_steps(flags, zeroed=False)
+    ours, model, begins = adamw_steps(flags, zeroed=True)
+    for (name, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        mine, theirs = ours.state[p], plain.state[q]
+        assert list(mine) == list(theirs)
+        for key, value in mine.items():
+            tensor, first = begins[name][key]
+            assert (first == 0).all()
+            assert tensor is value
+            assert torch.equal(value, theirs[key]), (name, key)
+            assert (value.dtype, value.device, value.stride()) == (
+                theirs[key].dtype,
+                theirs[key].device,
+                theirs[key].stride(),
+            )
+
+
+def test_adamw_keeps_its_count_where_torch_does_with_other_defaults() -> None:
+    for flags in ({}, {"fused": True}):
+        torch.set_default_dtype(torch.float64)
+        try:
+            _, model, begins = adamw_steps(flags, zeroed=True)
+            plain, expected, _ = adamw_steps(flags, zeroed=False)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        first = next(iter(expected.parameters()))
+        assert begins["0.weight"]["step"][0].dtype == plain.state[first]["step"].dtype
+        assert len(list(model.parameters())) == 4
+
+
+def test_adamw_state_is_not_begun_twice() -> None:
+    optimizer, model, _ = adamw_steps({}, zeroed=True)
+    before = {p: dict(optimizer.state[p]) for p in model.parameters()}
+    optim.zero_momentum(optimizer)
+    assert all(optimizer.state[p][key] is value for p, entry in before.items() for key, value in entry.items())
+
+
+def test_adamw_equals_torchs_own() -> None:
+    """With the decay on what has two dimensions, written out as two groups."""
+    weights = []
+    for ours in (True, False):
+        model = models.create("test_resnet", classes=("a", "b"), channels=3, image_size=16, stem="small", seed=0)
+        if ours:
+            optimizer = optim.adamw(model, weight_decay=0.3, betas=(0.8, 0.95))
+            optim.set_lr(optimizer, 0.01)
+        else:
+            wide, flat = ([p for p in model.parameters() if (p.ndim > 1) == many] for many in (True, False))
+            groups = [{"params": wide, "weight_decay": 0.3}, {"params": flat, "weight_decay": 0.0}]
+            optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.95), foreach=True)
+        for step in range(3):
+            model(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_mambaout"])
+def test_the_backbone_learns_at_a_rate_of_its_own(name: str) -> None:
+    model = timm.create_model(name, num_classes=7)
+    head = {id(p) for p in model.get_classifier().parameters()}
+    groups = optim.param_groups(model, 0.1, backbone_lr=0.25)
+    everything = [id(p) for group in groups for p in group["params"]]
+    assert sorted(everything) == sorted(map(id, model.parameters())), "each once"
+    for group in groups:
+        assert all((id(p) in head) == (group["lr_scale"] == 1.0) for p in group["params"])
+        assert all((p.ndim >= 2) == (group["weight_decay"] == 0.1) for p in group["params"])
+    assert groups[0]["lr_scale"] == 1.0
+    assert any(p.shape[0] == 7 for p in groups[0]["params"]), "the first rate is the one that is recorded"
+    for make in (optim.sgd, optim.adamw):
+        optimizer = make(model, weight_decay=0.1, backbone_lr=0.25)
+        optim.set_lr(optimizer, 0.5)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert all(rate == (0.5 if p in head else 0.125) for p, rate in rates.items())
+
+
+def test_one_rate_for_all_leaves_the_groups_as_they_were() -> None:
+    """Order and number of the groups decide the order of sums inside a fused kernel."""
+    model = timm.create_model("test_resnet", num_classes=7)
+    decayed, plain = optim.param_groups(model, 0.1, backbone_lr=1.0)
+    assert [id(p) for p in decayed["params"]] == [id(p) for p in model.parameters() if p.ndim >= 2]
+    assert [id(p) for p in plain["params"]] == [id(p) for p in model.parameters() if p.ndim < 2]
