@@ -80,7 +80,7 @@ def confusion(confusion_KK: Ints, text: Text) -> Figure:
     """Colour is the share of the row. Written counts, then names, then only numbers, the more classes there are."""
     classes = len(confusion_KK)
     side = min(WIDTH_INCHES, 3.4 + 0.22 * classes)
-    figure = Figure(figsize=(side, side))
+    figure = Figure(figsize=(side, side - 0.9 if classes < 5 else side))
     axes = figure.subplots()
     share_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     image_KK4 = np.empty((classes, classes, 4))

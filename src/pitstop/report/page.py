@@ -22,7 +22,7 @@ def percent(share: float) -> str:
 
 def interval(hits: float, total: int) -> str:
     low, high = wilson(hits, total)
-    return f"{100 * low:.2f}{SPACE}{DASH}{SPACE}{100 * high:.2f}{SPACE}%"
+    return f"{100 * low:.2f}{DASH}{100 * high:.2f}{SPACE}%"
 
 
 def duration(seconds: float) -> str:
@@ -48,7 +48,7 @@ def machine(shape: dict[str, Any]) -> str:
 
 def exactness(exact: Exact, words: Words) -> str:
     if exact.yes:
-        return f"{words('yes')}: {words('exact_yes')}"
+        return words("exact_yes")
     return words("exact_since", number=exact.since, why="; ".join(exact.why))
 
 

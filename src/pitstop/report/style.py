@@ -89,11 +89,12 @@ class Press:
 
     def __init__(self, folder: Path, words: Words, classes: tuple[str, ...]) -> None:
         self._folder = folder
-        self._font = cjk_font()
+        foreign = any(CJK.search(name) for name in classes)
+        needed = foreign or words.language == "zh"
+        self._font = cjk_font() if needed else None
         self.whole = Text(words, classes)
-        foreign = [bool(CJK.search(name)) for name in classes]
-        self.lacks_font = self._font is None and (words.language == "zh" or any(foreign))
-        numbered = tuple(str(index) for index in range(len(classes))) if any(foreign) else classes
+        self.lacks_font = needed and self._font is None
+        numbered = tuple(str(index) for index in range(len(classes))) if foreign else classes
         self.safe = Text(Words("en"), numbered) if self.lacks_font else self.whole
 
     def files(self, name: str, draw: Draw) -> None:
@@ -118,7 +119,9 @@ class Press:
     @contextmanager
     def _style(self, more: dict[str, Any]) -> Iterator[None]:
         family = ["DejaVu Sans", *([self._font] if self._font else [])]
-        with matplotlib.rc_context(STYLE | {"font.family": family} | more):
+        # Such a font may have no bold, and be of a kind (CFF) that matplotlib embeds wrongly as TrueType.
+        careful = {"axes.titleweight": "normal", "pdf.fonttype": 3} if self._font else {}
+        with matplotlib.rc_context(STYLE | {"font.family": family} | careful | more):
             yield
 
 
@@ -131,8 +134,8 @@ def _for_the_page(svg: str, name: str, label: str) -> str:
         svg = svg.replace(colour, f"var({variable})")
     size = re.search(r'width="([\d.]+)pt" height="[\d.]+pt" ', svg)
     assert size is not None, "matplotlib gives every SVG a size"
-    width = float(size[1])  # points; the page shows it larger, and on a narrow screen scrolls rather than shrink it
-    look = f"width:{SCALE * width:.0f}px;max-width:100%;min-width:{min(width, width * 0.5 + 130):.0f}px"
+    width = float(size[1])  # points; the page shows it larger, and a narrow screen scrolls rather than shrinks it
+    look = f"width:{SCALE * width:.0f}px;max-width:100%;min-width:{width:.0f}px"
     svg = svg.replace(size[0], "", 1)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{_attribute(label)}" style="{look}" ', 1)
 

@@ -16,18 +16,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "goodput": ("Goodput", "有效占比"),
     "goodput_means": ("of the paid time in steps that counted", "的付费时间用在计入结果的训练步上"),
     "exact": ("Exact", "逐位一致"),
-    "yes": ("yes", "是"),
-    "no": ("no", "否"),
-    "none": ("none", "无"),
     "no_price": ("no --price given", "未指定 --price"),
     "so_far": ("so far", "截至目前"),
-    "exact_yes": ("bit for bit the result of a run without a stop", "结果与从未中断的训练逐位相同"),
+    "exact_is": ("Exact: {answer}.", "逐位一致：{answer}。"),
+    "exact_yes": ("yes, bit for bit the result of a run without a stop", "是，结果与从未中断的训练逐位相同"),
     "exact_since": ("no, since attempt {number} ({why})", "否，自第 {number} 次尝试起（{why}）"),
     "attempts_count": ("in {count} attempts", "共 {count} 次尝试"),
     "one_attempt": ("in one attempt", "一次完成"),
-    "images_count": ("{hits} of {images} images", "{images} 张中 {hits} 张正确"),
     # what was trained
-    "summary": ("What was trained", "训练概况"),
     "trained_on": (
         "{model} learned to tell {classes} classes apart on {data}: {steps} of {total} steps of {batch} images each "
         "({epochs} epochs), seed {seed}.",
@@ -87,7 +83,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "epoch": ("epoch", "轮次"),
     "training_loss": ("training loss", "训练损失"),
     "evaluation_loss": ("evaluation loss", "评估损失"),
-    "evaluation_accuracy": ("evaluation accuracy", "评估准确率"),
     "lr_title": ("Learning rate", "学习率"),
     "lr_caption": ("Learning rate of each recorded step.", "各记录步的学习率。"),
     "no_rows": ("There are no rows in metrics.jsonl yet.", "metrics.jsonl 中还没有数据。"),
@@ -169,7 +164,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "evaluations": ("evaluations", "评估"),
     "rest": ("rest", "其他"),
     "rest_note": (
-        "The rest is the first loading, the end, and what no line of events.jsonl covers. Between the attempts "
+        "The rest is the end, and what no line of events.jsonl covers. Between the attempts "
         "{waited} passed, which nobody paid for.",
         "“其他”包括收尾以及 events.jsonl 未覆盖的时间。各次尝试之间相隔 {waited}，不计费。",
     ),
