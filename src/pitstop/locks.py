@@ -13,8 +13,11 @@ POLL_SECONDS = 0.1
 
 
 @contextmanager
-def exclusive(path: Path, *, say: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock file `path`, which stays behind; another process that holds it is waited for.
+def exclusive(
+    path: Path, *, say: Callable[[str], None], meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Holds the lock file `path`, which stays behind; another process that holds it is waited for, and `meanwhile` is
+    called again and again.
 
     `lockf`, not `flock`: a child process does not inherit it, and NFS has it. It does not keep out threads of the
     same process.
@@ -30,6 +33,7 @@ def exclusive(path: Path, *, say: Callable[[str], None]) -> Iterator[None]:
             if not waiting:
                 say(f"Another process is at work on {path.name.removesuffix('.lock')}: waiting for it.")
                 waiting = True
+            meanwhile()
             time.sleep(POLL_SECONDS)
         yield
     finally:

@@ -360,10 +360,15 @@ def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
 
     server.behave = slowly
     program = (
-        "from pathlib import Path; from pitstop.download import *; "
-        f"download(Remote(({server.url!r},), Checksum('md5', {MD5!r})), Path({str(tmp_path / 'f')!r}), Arrival(print))"
+        "from pathlib import Path; from pitstop.download import *; from pitstop.download import arrival\n"
+        "arrival.FIRST_SECONDS = 0.0\n"
+        f"remote = Remote(({server.url!r},), Checksum('md5', {MD5!r}), {len(BODY)})\n"
+        f"download(remote, Path({str(tmp_path / 'f')!r}), Arrival(print))"
     )
-    both = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
     assert server.ranges == [None]
+    (waited,) = (text for text in said if "waiting for it" in text)
+    assert "f: 0.0 of 1.0 MB, 0.00 MB/s" in waited, "who waits says how far it is"
     assert (tmp_path / "f").read_bytes() == BODY

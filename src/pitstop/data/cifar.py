@@ -62,10 +62,9 @@ def load_cifar(
             say(f"{folder} is read-only: {known.name} is read through {temporary}.")
             _extract(dataset, archive, Path(temporary))
             return _load(name, Path(temporary))
-    folder.mkdir(parents=True, exist_ok=True)
+    bring(name, folder, Arrival(say, advice=f"If that is too slow: {KNOWN[name].advice}."))
     with exclusive(folder / f"{dataset.base_folder}.lock", say=say):
         if not _batches_verified(dataset, folder):
-            bring(name, folder, Arrival(say, advice=f"If that is too slow: {KNOWN[name].advice}."))
             _extract(dataset, archive, folder)
     return _load(name, folder)
 

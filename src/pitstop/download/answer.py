@@ -1,6 +1,7 @@
 """An answer to an HTTP request, in bounded time."""
 
 import re
+import socket
 import threading
 import urllib.request
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from email.message import Message
 from queue import Empty, SimpleQueue
 from typing import Any
 
+TRY_LATER = (408, 425, 429)  # and all from 500 on
 STALL_SECONDS = 9.0  # without a byte, then the connection is given up
 
 
@@ -74,3 +76,18 @@ def version_of(headers: Message) -> str:
 def is_web_page(piece: bytes) -> bool:
     """Does a file that begins so look like HTML: a login page of the network, or an error with status 200?"""
     return piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith((b"<!doctype html", b"<html"))
+
+
+def later(status: int) -> bool:
+    """Does the server mean that the same request may succeed in a while?"""
+    return status in TRY_LATER or status >= 500
+
+
+def words(error: Exception) -> str:
+    """Why no answer or no byte came."""
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, socket.gaierror):
+        return f"the name of the host cannot be found (no network, or no DNS: {cause.strerror})"
+    if isinstance(cause, TimeoutError) and "no answer" not in str(cause):
+        return f"no byte for {STALL_SECONDS:g} s"
+    return str(cause) or type(cause).__name__

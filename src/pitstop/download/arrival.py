@@ -33,6 +33,7 @@ class Arrival:
         self._live = live
         self._price = _price_of_environment() if price is None else price
         self._currency, self._advice = currency, advice
+        self._name = ""
         self._next_line = time.monotonic() + FIRST_SECONDS
         self._interval_seconds, self._next_live = EVERY_SECONDS, 0.0
 
@@ -40,6 +41,12 @@ class Arrival:
         """A request is answered: bytes come from `here` on, and `total` is the length of the file if known."""
         self._name, self._first, self._total = name, here, total
         self._begun = time.monotonic()
+
+    def elsewhere(self, name: str, here: int, total: int | None) -> None:
+        """So many bytes are there, brought by another process."""
+        if self._name != name or here < self._first:
+            self.begin(name, here, total)
+        self.at(here)
 
     def at(self, here: int) -> None:
         """So many bytes are there."""

@@ -11,8 +11,8 @@ from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 
-from pitstop.download.answer import answer
-from pitstop.download.transfer import ANSWER_SECONDS, BACKOFF_SECONDS, DownloadError, later, words
+from pitstop.download.answer import answer, later, words
+from pitstop.download.transfer import ANSWER_SECONDS, BACKOFF_SECONDS, DownloadError
 
 MAX_REDIRECTS, MAX_RETRIES = 5, 3
 COMMIT = re.compile(r"[0-9a-f]{40}")

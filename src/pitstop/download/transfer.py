@@ -2,7 +2,6 @@
 
 import errno
 import os
-import socket
 import time
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from pitstop import files
-from pitstop.download.answer import STALL_SECONDS, answer, is_web_page, range_of, version_of
+from pitstop.download.answer import answer, is_web_page, later, range_of, version_of, words
 from pitstop.download.arrival import Arrival
 from pitstop.download.checksum import Checksum
 from pitstop.errors import UserError
@@ -24,7 +23,6 @@ MAX_ANEW = 3  # times that what is there cannot be continued
 ENOUGH_BYTES = 1 << 20
 BACKOFF_SECONDS = 1.0  # before the first retry; then twice as long each time
 PIECE_BYTES = 1 << 18
-TRY_LATER = (408, 425, 429)  # and all from 500 on
 
 
 class DownloadError(UserError):
@@ -67,7 +65,11 @@ def download(remote: Remote, target: Path, arrival: Arrival, *, name: str = "") 
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with exclusive(target.with_name(target.name + ".lock"), say=arrival.say):
+
+    def watch() -> None:  # the process that works may be of a rank that prints nothing
+        arrival.elsewhere(name or target.name, size_of(part), remote.size_bytes)
+
+    with exclusive(target.with_name(target.name + ".lock"), say=arrival.say, meanwhile=watch):
         if target.exists():
             if remote.checksum:
                 remote.checksum.require(target)
@@ -111,7 +113,7 @@ class _Transfer:
 
     def run(self) -> None:
         """Fills `part` and verifies it. Raises DownloadError."""
-        self.best_bytes = self._part_bytes()
+        self.best_bytes = size_of(self.part)
         from_before = self.best_bytes > 0
         self._fill()
         if from_before and self._wrong():
@@ -125,12 +127,12 @@ class _Transfer:
         checksum = self.remote.checksum
         if checksum is None or (got := checksum.of(self.part)).startswith(checksum.expected):
             return ""
-        return f"expected {checksum}, got {got} ({self._part_bytes():,} bytes)"
+        return f"expected {checksum}, got {got} ({size_of(self.part):,} bytes)"
 
     def _fill(self) -> None:
         """Asks for what is missing until all is there, not yet verified."""
         while trouble := self._request():
-            here = self._part_bytes()
+            here = size_of(self.part)
             self.failures = 0 if here >= self.best_bytes + ENOUGH_BYTES else self.failures + 1
             self.best_bytes = max(self.best_bytes, here)
             if trouble.lasting or self.failures > MAX_RETRIES:
@@ -143,9 +145,9 @@ class _Transfer:
     def _request(self) -> _Trouble | None:
         """One request, for what follows the part. Returns why something is missing, or None."""
         kept = self._kept()
-        if self._part_bytes() and not self.remote.checksum and not (kept.url == self.url and kept.version):
+        if size_of(self.part) and not self.remote.checksum and not (kept.url == self.url and kept.version):
             self._begin_anew("nothing tells whether the file is still the same")
-        asked = self._part_bytes()
+        asked = size_of(self.part)
         headers = {"User-Agent": "pitstop", **({"Range": f"bytes={asked}-"} if asked else {})}
         if asked and kept.url == self.url and kept.version:
             headers["If-Range"] = kept.version
@@ -183,7 +185,7 @@ class _Transfer:
             if not offset:
                 files.write_json(_beside(self.part), asdict(_Kept(self.url, version, total)), durable=False)
             self._copy(response, file, piece, offset, total or self.remote.size_bytes)
-        if total is not None and self._part_bytes() < total:
+        if total is not None and size_of(self.part) < total:
             return _Trouble(f"the connection was cut ({total:,} bytes were announced)")
         return None
 
@@ -223,26 +225,16 @@ class _Transfer:
         except (OSError, ValueError, TypeError):  # none, or torn by a crash: then nothing is known of the part
             return _Kept()
 
-    def _part_bytes(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
-
     def _refuse_full_disk(self, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            needed = (self.remote.size_bytes or 0) - self._part_bytes()
+            needed = (self.remote.size_bytes or 0) - size_of(self.part)
             files.require_space(self.part.parent, needed, f"downloading {self.url}")
             raise UserError(f"{self.part}: {error.strerror}. Free some space, or set PITSTOP_DATA_DIR.") from error
 
 
-def later(status: int) -> bool:
-    """Does the server mean that the same request may succeed in a while?"""
-    return status in TRY_LATER or status >= 500
-
-
-def words(error: Exception) -> str:
-    """Why no answer or no byte came."""
-    cause = getattr(error, "reason", error)
-    if isinstance(cause, socket.gaierror):
-        return f"the name of the host cannot be found (no network, or no DNS: {cause.strerror})"
-    if isinstance(cause, TimeoutError) and "no answer" not in str(cause):
-        return f"no byte for {STALL_SECONDS:g} s"
-    return str(cause) or type(cause).__name__
+def size_of(path: Path) -> int:
+    """In bytes; of a file that is not there 0."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
