@@ -16,7 +16,7 @@ MIX_2 = 0x94D049BB133111EB
 MASK_64 = (1 << 64) - 1
 
 # The first word of each key, so that no two uses share their numbers.
-PERMUTATION, SAMPLE, MODEL_INIT, MODEL_STEP = 1, 2, 3, 4
+PERMUTATION, SAMPLE, MODEL_INIT, MODEL_STEP, MIXING, RESAMPLE = 1, 2, 3, 4, 5, 6
 
 
 def _signed(value: int) -> int:
@@ -70,6 +70,21 @@ def draws(seed: int, positions_N: Tensor, number: int) -> Tensor:
     """`number` uniform floats in [0, 1) for each position: float32 [N, number], each a multiple of 2**-24."""
     bits = mix_tensor((positions_N * _signed(GOLDEN_GAMMA))[:, None] ^ _lanes(seed, number, positions_N.device))
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def uniform(*words: int) -> float:
+    """One uniform number in [0, 1), a multiple of 2**-24, from a key of these words."""
+    return (key(*words) >> 40) * 2.0**-24
+
+
+@functools.cache
+def _lane(seed: int, lane: int) -> int:
+    return key(SAMPLE, seed, lane)
+
+
+def draw(seed: int, position: int, lane: int) -> float:
+    """`draws(seed, [position], lane + 1)[0, lane]`, bit by bit, without a tensor: for one image at a time."""
+    return (mix(((position * GOLDEN_GAMMA) & MASK_64) ^ _lane(seed, lane)) >> 40) * 2.0**-24
 
 
 def integers(uniform: Tensor, low: int, high: int) -> Tensor:
