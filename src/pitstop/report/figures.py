@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pitstop.report.account import PARTS, Attempt
 from pitstop.report.read import Row, Run, number
 from pitstop.report.scores import Calibration, Floats, Ints
-from pitstop.report.style import ACCENT, INK, MUTED, PAPER, RULE, WIDTH_INCHES, Text
+from pitstop.report.style import ACCENT, CJK, INK, MUTED, PAPER, RULE, WIDTH_INCHES, Text
 
 NUMBERS_UP_TO = 20  # classes whose confusion matrix has its counts written in
 NAMES_UP_TO = 40
@@ -20,10 +20,16 @@ ROWS_UP_TO = 12  # attempts that have a bar each
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
 
 
-def literal(name: str) -> str:
-    """A name of the user's for matplotlib, to which $ begins a formula; shortened, if it is long."""
-    short = name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
-    return short.replace("$", r"\$")
+def literal(name: str, length: int = NAME_LENGTH) -> str:
+    """A name of the user's for matplotlib, to which $ begins a formula; shortened, if it is long. A Chinese character
+    is as wide as two others."""
+    kept, room = "", length
+    for letter in name:
+        room -= 2 if CJK.match(letter) else 1
+        if room < 0:
+            return kept.replace("$", r"\$") + "…"
+        kept += letter
+    return kept.replace("$", r"\$")
 
 
 def _points(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
@@ -44,7 +50,7 @@ def stops(run: Run, attempts: Sequence[Attempt]) -> list[float]:
 def curves(run: Run, stopped: Sequence[float], text: Text) -> Figure:
     """Loss on the left, accuracy on the right."""
     words = text.words
-    figure = Figure(figsize=(WIDTH_INCHES, 2.9))
+    figure = Figure(figsize=(WIDTH_INCHES, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*_points(run.train, "loss"), color=MUTED, linewidth=1.1, label=words("training_loss"))
     left.plot(*_points(run.evals, "loss"), color=ACCENT, marker="o", markersize=3.5, label=words("evaluation_loss"))
@@ -61,7 +67,7 @@ def curves(run: Run, stopped: Sequence[float], text: Text) -> Figure:
 
 
 def learning_rate(run: Run, stopped: Sequence[float], text: Text) -> Figure:
-    figure = Figure(figsize=(WIDTH_INCHES, 1.8))
+    figure = Figure(figsize=(WIDTH_INCHES, 1.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(*_points(run.train, "lr"), color=ACCENT)
     axes.set_title(text.words("lr_title"))
@@ -80,7 +86,7 @@ def confusion(confusion_KK: Ints, text: Text) -> Figure:
     """Colour is the share of the row. Written counts, then names, then only numbers, the more classes there are."""
     classes = len(confusion_KK)
     side = min(WIDTH_INCHES, 3.4 + 0.22 * classes)
-    figure = Figure(figsize=(side, side - 0.9 if classes < 5 else side))
+    figure = Figure(figsize=(side, side - 0.9 if classes < 5 else side), layout="constrained")
     axes = figure.subplots()
     share_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     image_KK4 = np.empty((classes, classes, 4))
@@ -115,7 +121,7 @@ def confusion(confusion_KK: Ints, text: Text) -> Figure:
 
 
 def roc(curve: tuple[Floats, Floats], text: Text) -> Figure:
-    figure = Figure(figsize=(3.6, 3.6))
+    figure = Figure(figsize=(3.6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
     axes.plot(*curve, color=ACCENT)
@@ -128,7 +134,7 @@ def roc(curve: tuple[Floats, Floats], text: Text) -> Figure:
 def reliability(calibration: Calibration, text: Text) -> Figure:
     """Accuracy over confidence, and below it how many images there are."""
     words = text.words
-    figure = Figure(figsize=(3.6, 4.4))
+    figure = Figure(figsize=(3.6, 4.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
     upper.plot(calibration.confidence_B, calibration.accuracy_B, color=ACCENT, marker="o", markersize=4)
@@ -165,7 +171,7 @@ def minutes(attempts: Sequence[Attempt], text: Text) -> Figure:
         rows, names = [{part: sum(row[part] for row in rows) for part in PARTS}], [words("all_attempts")]
     longest = max((sum(row.values()) for row in rows), default=0.0)
     unit, seconds = ("seconds", 1) if longest < 180 else ("minutes", 60) if longest < 3 * 3600 else ("hours", 3600)
-    figure = Figure(figsize=(WIDTH_INCHES, 1.3 + 0.26 * len(rows)))
+    figure = Figure(figsize=(WIDTH_INCHES, 1.3 + 0.26 * len(rows)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(rows))
     for part in PARTS:
@@ -186,7 +192,7 @@ def minutes(attempts: Sequence[Attempt], text: Text) -> Figure:
 
 def accuracies(accuracies_by_row: Sequence[Sequence[float]], text: Text) -> Figure:
     """A line for each config: its runs as dots, their mean as a stroke, one standard deviation to both sides."""
-    figure = Figure(figsize=(WIDTH_INCHES, 0.9 + 0.34 * len(accuracies_by_row)))
+    figure = Figure(figsize=(WIDTH_INCHES, 0.9 + 0.34 * len(accuracies_by_row)), layout="constrained")
     axes = figure.subplots()
     for index, values in enumerate(accuracies_by_row):
         if values:
@@ -195,8 +201,8 @@ def accuracies(accuracies_by_row: Sequence[Sequence[float]], text: Text) -> Figu
             axes.plot([mean - spread, mean + spread], [index, index], color=RULE, linewidth=7, solid_capstyle="butt")
             axes.plot(values, [index] * len(values), "o", color=MUTED, markersize=3.5)
             axes.plot([mean], [index], "|", color=ACCENT, markersize=13, markeredgewidth=2)
-    names = [name if len(name) <= 2 * NAME_LENGTH else f"{name[: 2 * NAME_LENGTH - 1]}…" for name in text.classes]
-    axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], color=INK)
+    names = [literal(name, 2 * NAME_LENGTH) for name in text.classes]
+    axes.set_yticks(range(len(names)), names, color=INK)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.xaxis.set_major_formatter(PERCENT)

@@ -34,8 +34,7 @@ class Figures:
     inline: dict[str, str] = field(default_factory=dict)
 
     def draw(self, name: str, draw: Draw, label: str) -> None:
-        self.press.files(name, draw)
-        self.inline[name] = self.press.inline(name, draw, label)
+        self.inline[name] = self.press.both(name, draw, label)
 
 
 def make(path: Path, language: Language = "en") -> Path:

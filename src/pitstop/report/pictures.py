@@ -13,12 +13,14 @@ from PIL import Image
 from pitstop.report.figures import literal
 from pitstop.report.read import Predictions
 from pitstop.report.scores import Scores
-from pitstop.report.style import WIDTH_INCHES, Text
+from pitstop.report.style import ACCENT, WIDTH_INCHES, Text
 
 Pixels = NDArray[np.uint8]
 
 SHOWN = 24  # of each group
 COLUMNS = 8
+SPACING_X, SPACING_Y = 1.12, 1.48  # of the grid, in sides of a picture
+LETTERS = 13  # of a name below a picture of the grid
 LARGEST_SIDE = 112  # pixels in the page: three groups of 24 stay well below its 3 MB
 PNG_UP_TO = 48  # pixels: smaller pictures lose by JPEG and do not gain
 
@@ -75,39 +77,47 @@ def data_uri(pixels_HWC: Pixels) -> str:
 
 
 def grid(pictures: list[Picture], text: Text) -> Figure:
-    """The pictures in rows of eight, with what the model said above and what is true below."""
-    rows = -(-len(pictures) // COLUMNS)
-    figure = Figure(figsize=(WIDTH_INCHES, 1.35 * rows))
-    for axes, picture in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, pictures, strict=False):
-        _show(axes, picture.pixels_HWC)
-        said, true = (literal(text.classes[index]) for index in (picture.said, picture.true))
-        axes.set_title(
-            f"{said}\n{100 * picture.confidence:.0f} %", fontsize=6, loc="center", fontweight="normal", pad=2
-        )
+    """The pictures in rows of eight, with what the model said below, and what is true where that is another."""
+    figure, axes = _sheet(len(pictures))
+    for index, picture in enumerate(pictures):
+        x, y = _place(index)
+        _show(axes, picture.pixels_HWC, x, y)
+        said, true = (literal(text.classes[index], LETTERS) for index in (picture.said, picture.true))
+        axes.text(x, y + 1.06, f"{said}, {100 * picture.confidence:.0f} %", fontsize=5.5, va="top")
         if picture.said != picture.true:
-            axes.set_xlabel(text.words("picture_true", true=true), fontsize=6, labelpad=2)
-    for axes in figure.axes[len(pictures) :]:
-        axes.set_axis_off()
+            wrong = text.words("picture_true", true=true)
+            axes.text(x, y + 1.23, wrong, fontsize=5.5, va="top", color=ACCENT)
     return figure
 
 
 def pairs(pictures: list[Picture], heated: list[Pixels], text: Text) -> Figure:
     """Each picture beside itself with the places that spoke for what the model said."""
-    figure = Figure(figsize=(WIDTH_INCHES, 1.35 * -(-2 * len(pictures) // COLUMNS)))
-    cells = figure.subplots(-(-2 * len(pictures) // COLUMNS), COLUMNS, squeeze=False).flat
-    for picture, hot_HWC in zip(pictures, heated, strict=True):
-        said, axes = literal(text.classes[picture.said]), next(cells)
-        _show(axes, picture.pixels_HWC)
-        axes.set_title(said, fontsize=6, loc="center", fontweight="normal", pad=2)
-        _show(next(cells), hot_HWC)
-    for axes in cells:
-        axes.set_axis_off()
+    figure, axes = _sheet(2 * len(pictures))
+    for index, (picture, hot_HWC) in enumerate(zip(pictures, heated, strict=True)):
+        x, y = _place(2 * index)
+        _show(axes, picture.pixels_HWC, x, y)
+        _show(axes, hot_HWC, x + SPACING_X, y)
+        axes.text(x, y + 1.06, literal(text.classes[picture.said], LETTERS), fontsize=5.5, va="top")
     return figure
 
 
-def _show(axes: Axes, pixels_HWC: Pixels) -> None:
-    axes.imshow(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC, cmap="gray", vmin=0, vmax=255)
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _place(index: int) -> tuple[float, float]:
+    return index % COLUMNS * SPACING_X, index // COLUMNS * SPACING_Y
+
+
+def _sheet(cells: int) -> tuple[Figure, Axes]:
+    """One pair of axes for all pictures: a pair for each would take matplotlib ten times as long."""
+    rows = -(-cells // COLUMNS)
+    width = COLUMNS * SPACING_X
+    figure = Figure(figsize=(WIDTH_INCHES, WIDTH_INCHES * rows * SPACING_Y / width))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-0.02, width - 0.02), ylim=(rows * SPACING_Y - 0.02, -0.02))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _show(axes: Axes, pixels_HWC: Pixels, x: float, y: float) -> None:
+    limits = axes.axis()
+    pixels = pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(x, x + 1, y + 1, y), interpolation="nearest")
+    axes.axis(limits)

@@ -4,7 +4,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ CJK_FILES = re.compile(  # the usual ones of Linux, Windows and macOS
     r"(NotoSans(Mono)?CJK|NotoSansSC|SourceHanSans|wqy-|simhei|msyh|PingFang|Hiragino|DroidSansFallback|ukai|uming)",
     re.IGNORECASE,
 )
+# The files of each figure, with their metadata: no dates, so that the same run gives the same files.
+KINDS: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+NOTHING: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -50,7 +53,6 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.5,
     "figure.facecolor": "white",
     "axes.facecolor": "none",
-    "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
     "savefig.dpi": 300,
 }
@@ -99,22 +101,32 @@ class Press:
 
     def files(self, name: str, draw: Draw) -> None:
         """<name>.svg, .pdf and .png."""
-        with self._style({"svg.fonttype": "path", "svg.hashsalt": name}):
-            figure = draw(self.safe)
-            for kind in ("svg", "pdf", "png"):
-                metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-                figure.savefig(self._folder / f"{name}.{kind}", metadata=metadata)
+        self._save(name, self._laid_out(draw, self.safe))
 
-    def inline(self, name: str, draw: Draw, label: str) -> str:
-        """An <svg> element whose text is text and whose colours follow the page; `label` is what a screen reader
-        says."""
-        # The browser has the characters that this machine's fonts may lack.
-        with self._style({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-            figure, file = draw(self.whole), io.StringIO()
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    def both(self, name: str, draw: Draw, label: str) -> str:
+        """The files, and an <svg> element for the page, whose text is text and whose colours follow the page's;
+        `label` is what a screen reader says."""
+        figure = self._laid_out(draw, self.safe)
+        self._save(name, figure)
+        if self.safe is not self.whole:
+            figure = self._laid_out(draw, self.whole)
+        file = io.StringIO()
+        with self._style({"svg.fonttype": "none", "svg.hashsalt": name}), _foreign_glyphs():
+            figure.savefig(file, format="svg", transparent=True, metadata=NOTHING)
         return _for_the_page(file.getvalue(), name, label)
+
+    def _laid_out(self, draw: Draw, text: Text) -> Figure:
+        """The layout is found once, not anew for each file."""
+        with self._style({}), nullcontext() if text is self.safe else _foreign_glyphs():
+            figure = draw(text)
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return figure
+
+    def _save(self, name: str, figure: Figure) -> None:
+        with self._style({"svg.fonttype": "path", "svg.hashsalt": name}):
+            for kind, metadata in KINDS.items():
+                figure.savefig(self._folder / f"{name}.{kind}", metadata=metadata)
 
     @contextmanager
     def _style(self, more: dict[str, Any]) -> Iterator[None]:
@@ -123,6 +135,14 @@ class Press:
         careful = {"axes.titleweight": "normal", "pdf.fonttype": 3} if self._font else {}
         with matplotlib.rc_context(STYLE | {"font.family": family} | careful | more):
             yield
+
+
+@contextmanager
+def _foreign_glyphs() -> Iterator[None]:
+    """The browser has the characters that this machine's fonts may lack: no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        yield
 
 
 def _for_the_page(svg: str, name: str, label: str) -> str:
