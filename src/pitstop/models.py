@@ -2,14 +2,20 @@
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from pitstop.errors import UserError
+from pitstop.files import read_json
 from pitstop.randomness import MODEL_INIT, seed_generators
+
+LOOK = ("classes", "channels", "image_size", "stem")  # what `create` takes of a card
 
 
 def _small_stem(model: nn.Module) -> bool:
@@ -32,6 +38,10 @@ def _small_stem(model: nn.Module) -> bool:
     return True
 
 
+def _wants_small(stem: str, image_size: int) -> bool:
+    return stem == "small" or (stem == "auto" and image_size < 64)
+
+
 def _check_size(model: nn.Module, name: str, channels: int, image_size: int) -> None:
     """One image through the model without computing anything. Raises UserError if it does not fit."""
     try:
@@ -45,16 +55,16 @@ def _check_size(model: nn.Module, name: str, channels: int, image_size: int) -> 
     model.train()
 
 
-def _build(name: str, image_size: int, seed: int, **arguments: Any) -> nn.Module:
-    """timm's model with weights that depend on `seed` alone. Only models of a fixed size (ViT, say) take `img_size`;
-    nothing tells which, before they are asked."""
+def _build(name: str, image_size: int, seed: int, **arguments: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's model with weights that depend on `seed` alone, and the arguments that it took. Only models of a fixed
+    size (ViT, say) take `img_size`; nothing tells which, before they are asked."""
+    fixed = {**arguments, "img_size": image_size}
     seed_generators(MODEL_INIT, seed, device=torch.device("cpu"))
     try:
-        model: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
+        return timm.create_model(name, **fixed), fixed
     except TypeError:
         seed_generators(MODEL_INIT, seed, device=torch.device("cpu"))
-        model = timm.create_model(name, **arguments)
-    return model
+        return timm.create_model(name, **arguments), arguments
 
 
 def create(name: str, *, classes: Sequence[str], channels: int, image_size: int, stem: str, seed: int) -> nn.Module:
@@ -71,8 +81,8 @@ def create(name: str, *, classes: Sequence[str], channels: int, image_size: int,
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() lists them all."
         raise UserError(f"--model {name}: timm {timm.__version__} has no such model.{hint}")
-    model = _build(name, image_size, seed, num_classes=len(classes), in_chans=channels)
-    wanted = stem == "small" or (stem == "auto" and image_size < 64)
+    model, _ = _build(name, image_size, seed, num_classes=len(classes), in_chans=channels)
+    wanted = _wants_small(stem, image_size)
     if wanted and not _small_stem(model) and stem == "small":
         raise UserError(f"--model {name} has no stem that could be made small: use --stem imagenet.")
     _check_size(model, name, channels, image_size)
@@ -80,16 +90,71 @@ def create(name: str, *, classes: Sequence[str], channels: int, image_size: int,
 
 
 def card(
-    name: str, *, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], image_size: int, stem: str
+    name: str,
+    *,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: int,
+    stem: str,
+    load_size: int | None = None,
 ) -> dict[str, Any]:
-    """What is needed to use the weights: `create` builds the model from it; mean and std are of pixels in 0..1."""
+    """What is needed to use the weights: `create` builds the model from it; mean and std are of pixels in 0..1.
+
+    Args:
+        load_size: the shorter side to which a photo is resized before its centre of image_size is cut out; None: an
+            image is resized to image_size x image_size, without regard to its aspect ratio.
+    """
     return {
         "model": name,
         "stem": stem,
         "classes": list(classes),
         "channels": len(mean),
         "image_size": image_size,
+        **({} if load_size is None else {"load_size": load_size}),
         "mean": list(mean),
         "std": list(std),
         "timm": timm.__version__,
     }
+
+
+def load(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that best/ or final/ of a run holds, and its card: in eval mode, channels_last, fp32, on the CPU.
+
+    Raises:
+        UserError: a file is missing or damaged, or timm no longer builds the model that the weights are of.
+    """
+    about = _read_card(directory / "model.json")
+    model = create(about["model"], seed=0, **{name: about[name] for name in LOOK})
+    path = directory / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): copy it here again.") from error
+    except RuntimeError as error:  # load_state_dict, on names or shapes
+        raise UserError(
+            f"{path} does not fit {about['model']} of timm {timm.__version__}; it was trained with timm "
+            f"{about.get('timm')}: install that. {error}"
+        ) from error
+    return model.eval(), about
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        about = dict(read_json(path))
+        lengths = {len(about[name]) for name in ("mean", "std")} | {about["channels"]}
+        good = isinstance(about["model"], str) and len(about["classes"]) > 0 and len(lengths) == 1
+        if good and isinstance(about["image_size"], int) and about["stem"] in ("auto", "small", "imagenet"):
+            return about
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is missing or damaged ({error!r}): copy it here again.") from error
+    raise UserError(f"{path} is damaged: it is not what `pitstop.models.card` makes. Copy it here again.")
+
+
+def plain_arguments(about: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """How timm alone builds the model of a card: the arguments of timm.create_model, and which stem it then needs
+    ("small" or "imagenet", timm's own). For models that leave pitstop."""
+    sizes = {"num_classes": len(about["classes"]), "in_chans": about["channels"]}
+    model, arguments = _build(about["model"], about["image_size"], 0, **sizes)
+    small = _wants_small(about["stem"], about["image_size"]) and _small_stem(model)
+    return arguments, "small" if small else "imagenet"
