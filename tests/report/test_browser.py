@@ -14,8 +14,6 @@ from pitstop.report.make import make
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 OWN = re.compile(r"https?://[\w.-]+\.google(apis)?\.com/")  # what the browser asks for itself, whatever the page
 
@@ -33,8 +31,8 @@ def browse(page: Path, folder: Path, *words: str) -> Seen:
     assert BROWSER is not None
     log = folder / "network.json"
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *QUIET, f"--user-data-dir={folder / 'profile'}",
-               "--enable-logging=stderr", f"--log-net-log={log}", *(words or ["--dump-dom"]), page.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+               "--enable-logging=stderr", f"--log-net-log={log}", *(words or ["--dump-dom"])]  # fmt: skip
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     asked = set(re.findall(r'"url":"((?!file:|data:)[^"]+)"', log.read_text()))
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     return Seen(done.stdout, console, {url for url in asked if not OWN.match(url)})

@@ -175,7 +175,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "end_killed": ("killed without a word", "被直接终止"),
     "end_open": ("no end recorded", "尚无结束记录"),
     "total": ("Together", "合计"),
-    "redone_steps": ("{count} steps were done twice.", "有 {count} 步做了两次。"),
+    "redone_steps": ("Steps that were done twice: {count}.", "做了两次的步数：{count}。"),
     # how to repeat
     "repeat": ("How to repeat it", "如何复现"),
     "command": ("The command", "命令"),
