@@ -4,7 +4,7 @@ All functions are given figures and return lines; nothing here changes a run. A 
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pitstop.config import RecipeConfig
 
@@ -165,8 +165,3 @@ def of_input(mean: Sequence[float], std: Sequence[float], weights: str) -> list[
             "normalisation does not fit the images"
         ]
     return []
-
-
-def known(lines: Collection[str]) -> str:
-    """Lines of advice as they are printed."""
-    return "\n".join(f"advice: {line}" for line in lines)

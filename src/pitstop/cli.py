@@ -10,10 +10,17 @@ from pitstop.errors import BAD_USAGE, FINISHED, UserError
 COMMANDS = {  # name -> module of pitstop whose `command(argv)` does it and returns the exit code, and what for
     "launch": ("supervise", "start a recipe, pass signals on, start it again after a crash, leave no process behind"),
     "attach": ("attach", "look at a run from another terminal"),
+    "status": ("status", "all runs at a glance: state, progress, time left, cost, what to type to go on"),
+    "report": ("report", "curves, confusion matrix, examples, cost: one page, and its figures"),
+    "compare": ("compare", "several runs in one table: accuracy, size, speed, cost"),
+    "predict": ("predict", "classify files with a trained model"),
+    "export": ("export", "the model for timm, torchvision, ONNX or TorchScript"),
+    "fetch": ("fetch", "download data or weights beforehand; goes on where it was cut"),
+    "sync": ("sync", "upload to W&B what it lacks, exactly once"),
     "verify": ("verify", "prove a run: compute a stretch of it again and compare hashes"),
     "archive": ("archive", "move a run aside, so that the same command starts anew"),
 }
-LATER = ("status", "report", "compare", "predict", "export", "sync", "fetch", "doctor")
+LATER = ("doctor",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

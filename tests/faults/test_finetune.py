@@ -1,0 +1,130 @@
+"""recipes/finetune.py, killed with -9 anywhere: the same weights, the same best ones, the same rows."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults.harness import Run, Warm
+from PIL import Image
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "finetune.py"
+SMALL = ("--weights", "none", "--model", "test_resnet", "--image_size", "24", "--batch_size", "12")
+OFTEN = ("--log_every", "3", "--save_every", "2steps")
+FOUR = ("--epochs", "4", "--peak_lr", "0.1")
+ALL = (
+    *("--mixup", "0.2", "--cutmix", "1", "--ema", "0.9", "--class_weights", "balanced", "--augment", "strong"),
+    *("--optimizer", "adamw", "--clip_grad_norm", "1"),
+)
+KINDS: dict[str, tuple[tuple[str, ...], int]] = {
+    "no workers": (("--workers", "0", "--class_weights", "resample"), 1),
+    "3 workers, all": (("--workers", "3", *ALL), 1),
+    "3 ranks, 1 worker, cache, all": (("--workers", "1", "--cache", "True", *ALL), 3),
+}
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of striped pictures, unbalanced, of several sizes."""
+    folder, drawn = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split, counts in (("train", (20, 12, 6)), ("val", (4, 4, 4)), ("test", (4, 4, 4))):
+        for label, count in enumerate(counts):
+            for number in range(count):
+                height, width = drawn.integers(30, 60, 2)
+                stripes = np.sin(np.arange(width) / (2 + 2 * label) + drawn.uniform(0, 6)) > 0
+                pixels = drawn.integers(0, 60, (height, width, 3)) + 120 * stripes[:, None]
+                path = folder / split / f"类 {label}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def finetune(warm: Warm, photos: Path, tmp_path: Path) -> Callable[..., Run]:
+    numbers = iter(range(100))
+
+    def make(*flags: str, ranks: int = 1) -> Run:
+        shared = (*SMALL, *OFTEN, "--data", str(photos))
+        return Run(warm, tmp_path / f"run-{next(numbers)}", *shared, *flags, ranks=ranks, recipe=RECIPE)
+
+    return make
+
+
+def left(run: Run) -> dict[str, object]:
+    """What must not depend on kills."""
+    files = {
+        f"{place.name}/{path.name}": path.read_bytes()
+        for place in (run.path / "final", run.path / "best")
+        for path in sorted(place.iterdir())
+    }
+    return {"rows": run.rows(), **files}
+
+
+def kill_after(run: Run, step: int, delay_seconds: float = 0.0) -> bool:
+    """Kill -9 so long after a checkpoint of `step` or later is there. False: it had ended."""
+    job, limit = run.start(), time.monotonic() + 90
+    while not job.over.is_set() and time.monotonic() < limit:
+        if any(int(name[5:]) >= step for name in run.checkpoints() if name.startswith("step-")):
+            time.sleep(delay_seconds)
+            job.kill()
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_anywhere(finetune: Callable[..., Run], kind: str) -> None:
+    flags, ranks = KINDS[kind]
+    clean = finetune(*FOUR, *flags, ranks=ranks)
+    clean.finish()
+    run, drawn = finetune(*FOUR, *flags, ranks=ranks), random.Random(kind)
+    steps = sorted(drawn.sample(range(clean.status()["total_steps"] - 1), 3))
+    kills = [kill_after(run, step, drawn.uniform(0, 0.05)) for step in steps]
+    if run.status()["state"] != "finished":
+        run.finish()
+    assert any(kills)
+    assert left(run) == left(clean)
+
+
+def test_workers_cache_and_ranks_see_the_same(finetune: Callable[..., Run]) -> None:
+    """Not how pictures are brought, but which, decides: the same bits with any number of workers, cached or not."""
+    plain = finetune(*FOUR, "--workers", "0")
+    plain.finish()
+    for flags in (("--workers", "3"), ("--workers", "1", "--cache", "True")):
+        other = finetune(*FOUR, *flags)
+        other.finish()
+        assert left(other) == left(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_patience_ends_at_the_same_step_after_any_kill(finetune: Callable[..., Run], ranks: int) -> None:
+    """Weights that never move are never better: it ends after two more evaluations, whoever was killed when."""
+    flags = ("--peak_lr", "0", "--patience", "2", "--epochs", "9", "--workers", "0", "--metric", "accuracy")
+    clean = finetune(*flags, ranks=ranks)
+    clean.finish()
+    evaluations = [row["step"] for row in clean.rows() if row["kind"] == "eval"]
+    assert len(evaluations) == 3
+    assert clean.status()["step"] == clean.status()["total_steps"] == evaluations[-1]
+    run = finetune(*flags, ranks=ranks)
+    for step in (evaluations[0], evaluations[1] + 1):
+        kill_after(run, step)
+    if run.status()["state"] != "finished":
+        run.finish()
+    assert left(run) == left(clean)
+
+
+def test_a_stop_while_workers_decode(finetune: Callable[..., Run]) -> None:
+    run = finetune(*FOUR, "--workers", "2")
+    job = run.start()
+    limit = time.monotonic() + 60
+    while not run.checkpoints() and time.monotonic() < limit:
+        time.sleep(0.01)
+    job.signal(signal.SIGTERM)
+    job.wait()
+    assert job.codes in ([75], [0]), job.text
+    run.finish()
