@@ -1,7 +1,8 @@
 """A W&B server as small as wandb-core lets it be: it keeps what it is sent, counts rows, and fails when told to.
 
 It answers the GraphQL operations of a run and of an artifact, `file_stream` (lines at an offset, as W&B's own does) and
-the PUT of files. `server.fault` is "", "500", "hang" (reads and never answers) or "reset" (drops the connection);
+the PUT of files. `server.fault` is "", "500", "hang" (reads and never answers), "reset" (drops the connection) or
+"refuses rows" (file_stream answers 403, for good);
 `server.down()` and `server.up()` make the port refuse and take again. Use it as a context manager.
 """
 
@@ -149,11 +150,12 @@ def answer(server: WandbServer, request: BaseHTTPRequestHandler) -> None:
         request.close_connection = True
         return
     reply: Any = {"error": "out of order"}
-    if not fault:
+    code = 500 if fault == "500" else 403 if fault and request.path.endswith("file_stream") else 200
+    if code == 200:
         with server.lock:
             reply = answers(server, request, body)
     data = json.dumps(reply).encode()
-    request.send_response(500 if fault else 200)
+    request.send_response(code)
     request.send_header("Content-Type", "application/json")
     request.send_header("Content-Length", str(len(data)))
     request.end_headers()

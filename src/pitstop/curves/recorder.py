@@ -17,6 +17,7 @@ from pitstop.errors import FINISHED
 
 FINISH_SECONDS = 25.0  # at most, at the end
 CLIENT_SECONDS = 20.0  # of it, for the client's own last uploads
+LEAVE_SECONDS = 1.0  # of the time that is left, to end what runs and to leave
 OFFLINE_SECONDS = 15.0  # at most, to write what `wandb sync` reads
 MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
@@ -61,7 +62,8 @@ class Recorder:
 
     def finish(self, exit_code: int, seconds_left: float | None) -> None:
         """Waits, bounded, until the tracker has what is covered; no longer than the time that is left."""
-        until = time.monotonic() + min(FINISH_SECONDS, FINISH_SECONDS if seconds_left is None else seconds_left)
+        most = FINISH_SECONDS if seconds_left is None else min(FINISH_SECONDS, seconds_left - LEAVE_SECONDS)
+        until = time.monotonic() + most
         if self._mode == "disabled":
             return
         if self._thread.ident is None:
@@ -171,9 +173,10 @@ class Recorder:
             process = self._open("offline")
         except OSError:
             return
+        self._write(process, {"covered": self._covered})
+        self._write(process, {"finish": exit_code})
         try:
-            words = [{"covered": self._covered}, {"finish": exit_code}]
-            process.communicate("".join(json.dumps(word) + "\n" for word in words), timeout=max(0.1, seconds))
+            process.wait(timeout=max(0.1, seconds))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        process.communicate()
