@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,8 @@ def command(argv: Sequence[str]) -> int:
     paths = [find_run(name, flags.runs_dir) for name in flags.runs.splitlines()]
     rows = compare([read(path) for path in dict.fromkeys(paths)], latency=flags.latency)
     print({"markdown": markdown, "csv": as_csv, "latex": latex}[flags.format](rows), end="")
-    if flags.format == "markdown":
-        print("".join(f"\n{line}\n" for line in notes(rows, flags.latency)), end="")
+    for line in notes(rows, flags.latency):
+        print(f"\n{line}", file=sys.stdout if flags.format == "markdown" else sys.stderr)
     if flags.figure:
         _draw(rows, Path(flags.figure))
     return FINISHED
@@ -65,7 +66,7 @@ class Compared:
     Attributes:
         name: the fields in which it differs from the others.
         runs: how many there are; unfinished: those of them that are not done.
-        accuracies: shares, of those that have been evaluated.
+        accuracies: shares, of those that are done; of all, where none is.
         flops: of the forward pass of one image.
         paid_seconds, cost: means over the runs.
     """
@@ -135,12 +136,13 @@ def _row(name: str, group: Sequence[Run], latency: bool) -> Compared:
         except UserError as error:
             complaint = f"{name}: {error}"
     bills = [account.totals(run) for run in group]
+    done = [run for run in group if run.status.get("state") == "finished"]
     speeds = [speed for run in group if (speed := _speed(run)) is not None]
     return Compared(
         name=name,
         runs=len(group),
-        unfinished=sum(run.status.get("state") != "finished" for run in group),
-        accuracies=[run.result["accuracy"] for run in group if "accuracy" in run.result],
+        unfinished=len(group) - len(done),
+        accuracies=[run.result["accuracy"] for run in done or group if "accuracy" in run.result],
         parameters=parameters,
         flops=flops,
         images_per_second=statistics.fmean(speeds) if speeds else None,
