@@ -43,24 +43,6 @@ class WandbRun:
         import wandb
 
         about = About.of(run)
-        settings = wandb.Settings(
-            init_timeout=INIT_SECONDS,
-            finish_timeout=finish_seconds,
-            finish_timeout_raises=True,
-            silent=True,
-            console="off",
-            disable_git=True,  # it would look where the process is, not where the recipe is, and send the remote's URL
-            disable_code=True,
-            git_commit=about.commit or None,
-            program=about.program,
-            x_disable_stats=not watched,
-            x_disable_meta=not watched,  # a machine that only uploads is not the one that trained
-            x_stats_pid=watched or os.getpid(),
-            x_transaction_log_flush_interval=1,  # 15 s by default, lost at a kill (measured)
-            x_file_stream_transmit_interval=2,
-            x_file_stream_timeout_seconds=ANSWER_SECONDS,
-            x_file_stream_retry_wait_max_seconds=ANSWER_SECONDS,
-        )
         self._run, self._target, self._online = run, target, mode == "online"
         self._wandb: Any = wandb
         client = wandb.init(
@@ -73,7 +55,7 @@ class WandbRun:
             dir=str(folder),
             mode=mode,
             resume="allow",
-            settings=settings,
+            settings=_settings(about, watched, finish_seconds),
             reinit="create_new",
         )
         self._client = cast(Any, client)
@@ -109,6 +91,30 @@ class WandbRun:
             artifact.add_dir(str(final))
             self._client.log_artifact(artifact)  # the same content again is no new version
         self._client.finish(exit_code=exit_code)
+
+
+def _settings(about: About, watched: int, finish_seconds: float) -> Any:
+    """Of the client: in bounded time, without a word on the terminal, and nothing sent that was not asked for."""
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=INIT_SECONDS,
+        finish_timeout=finish_seconds,
+        finish_timeout_raises=True,
+        silent=True,
+        console="off",
+        disable_git=True,  # it would look where the process is, not where the recipe is, and send the remote's URL
+        disable_code=True,
+        git_commit=about.commit or None,
+        program=about.program,
+        x_disable_stats=not watched,
+        x_disable_meta=not watched,  # a machine that only uploads is not the one that trained
+        x_stats_pid=watched or os.getpid(),
+        x_transaction_log_flush_interval=1,  # 15 s by default, lost at a kill (measured)
+        x_file_stream_transmit_interval=2,
+        x_file_stream_timeout_seconds=ANSWER_SECONDS,
+        x_file_stream_retry_wait_max_seconds=ANSWER_SECONDS,
+    )
 
 
 def reached(run: Path) -> bool:
