@@ -54,16 +54,16 @@ def _jittered(image_CHW: Tensor, drawn: Draw) -> Tensor:
     )
     image_CHW = functional.adjust_brightness(image_CHW, 1 + JITTER * signed(BRIGHT))
     image_CHW = functional.adjust_contrast(image_CHW, 1 + JITTER * signed(CONTRAST))
-    image_CHW = functional.adjust_saturation(image_CHW, 1 + JITTER * signed(COLOUR))
-    return image_CHW
+    jittered_CHW: Tensor = functional.adjust_saturation(image_CHW, 1 + JITTER * signed(COLOUR))
+    return jittered_CHW
 
 
 def _affine(image_CHW: Tensor, x: float, y: float, *, shear: bool) -> Tensor:
     """Sheared from the upper left corner by the slopes x, y; or moved by x, y pixels."""
     slopes = [math.degrees(math.atan(slope)) for slope in (x, y)] if shear else [0.0, 0.0]
     pixels = [0, 0] if shear else [int(x), int(y)]
-    image_CHW = functional.affine(image_CHW, 0.0, pixels, 1.0, slopes, center=[0, 0] if shear else None)
-    return image_CHW
+    moved_CHW: Tensor = functional.affine(image_CHW, 0.0, pixels, 1.0, slopes, center=[0, 0] if shear else None)
+    return moved_CHW
 
 
 Operation = Callable[[Tensor, float], Tensor]  # (uint8 image_CHW, magnitude)

@@ -101,9 +101,12 @@ def freeze(model: nn.Module, frozen: bool) -> None:
     never adds up the gradients of what was frozen when it was made.
 
     A parameter of the backbone then gets no gradient, so that neither decay nor momentum moves it, and its norms stay
-    in evaluation mode: their running statistics do not move either.
+    in evaluation mode: their running statistics do not move either. Steps that freeze come first in a run: once norms
+    have learned, their statistics differ from rank to rank, and a frozen norm reads them.
     """
     model = _bare(model)
+    if not frozen and all(parameter.requires_grad for parameter in model.parameters()):
+        return  # most steps of a run
     heads = _head(model)
     for module in model.modules():
         if module in heads:
