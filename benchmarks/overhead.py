@@ -79,9 +79,9 @@ def loops(name: str, size: int, batch_size: int, stack: Path) -> Iterator[tuple[
         def ours() -> None:
             batch = next(endless)
             optim.set_lr(optimizer, optim.learning_rate(config, session.step, session.total_steps, 1000.0))
-            loss = accumulate(model, batch, criterion, precision=session.precision)
+            figures = accumulate(model, batch, criterion, precision=session.precision, memory=session.memory)
             session.precision.update(model, optimizer)
-            session.commit({"loss": loss})
+            session.commit(figures)
 
         def bare() -> None:
             batch = ready[session.step % 4] if ready else batches.at(session.step)

@@ -102,10 +102,10 @@ class Training:
     def step(self) -> Step:
         begun = time.perf_counter()
         batch = next(self._batches)
-        loss = accumulate(self.model, batch, self._criterion, precision=self.session.precision)
+        figures = accumulate(self.model, batch, self._criterion, precision=self.session.precision)
         self.session.precision.update(self.model, self.optimizer)
         computed = time.perf_counter()
-        self.session.commit({"loss": loss})
+        self.session.commit(figures)
         ended = time.perf_counter()
         return Step(ended - begun, ended - computed)
 

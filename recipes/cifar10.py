@@ -68,9 +68,9 @@ def main(config: Config) -> None:
             optim.set_lr(
                 optimizer, optim.learning_rate(config, session.step, session.total_steps, batches.steps_per_epoch)
             )
-            loss = accumulate(model, batch, criterion, precision=session.precision)
+            figures = accumulate(model, batch, criterion, precision=session.precision, memory=session.memory)
             session.precision.update(model, optimizer, clip_grad_norm=config.clip_grad_norm)
-            session.commit({"loss": loss})
+            session.commit(figures)
 
         session.finish(score(tta=("mirror", "mirror_shift")), models.card(config.model, mean=mean, std=std, **look))
 

@@ -70,7 +70,10 @@ def by_hand(size: int) -> tuple[np.ndarray, float]:
 @pytest.mark.parametrize("borders", [[0, 14], [0, 2, 14], [0, 4, 8, 11, 14], [0, 7, 14]])
 def test_micro_batches_add_up_to_the_whole_batch(borders: list[int]) -> None:
     model = network()
-    loss = accumulate(model, piece(14, borders), criterion, precision=Plain())
+    figures = accumulate(model, piece(14, borders), criterion, precision=Plain())
+    loss = figures["loss"]
+    hits = (network()(data(14)[0]).argmax(1) == data(14)[1]).sum().item()
+    assert figures["accuracy"].item() == pytest.approx(hits / 14)
     expected, mean_loss = by_hand(14)
     np.testing.assert_allclose(gradient(model), expected, rtol=1e-11, atol=1e-14)
     assert loss.item() == pytest.approx(mean_loss, rel=1e-6)
@@ -123,7 +126,7 @@ def on_rank(rank: int, world: int, size: int, micro_parts: int) -> dict[str, Any
     borders = cut(size, world)
     start, stop = borders[rank], borders[rank + 1]
     whole = piece(size, [start + border for border in cut(stop - start, micro_parts)])
-    loss = accumulate(ddp, whole, criterion, precision=Plain())
+    loss = accumulate(ddp, whole, criterion, precision=Plain())["loss"]
     dropped = nn.parallel.DistributedDataParallel(network(dropout=0.5), broadcast_buffers=False)
     torch.manual_seed(0)
     with dropped.no_sync():

@@ -14,20 +14,25 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 LAYERS = [  # imports point down only; a package counts as one module, inside it anything goes
     {"errors", "files", "locks", "download", "launcher", "values", "config", "usage", "flags", "randomness"},
-    {"data", "pretrained", "weights", "augment", "models", "optim", "accumulate", "evaluate", "precision", "machine"},
+    {"data", "pretrained", "weights", "augment", "models", "optim", "accumulate", "memory", "evaluate", "precision", "machine"}
+    | {"crops", "mix", "ema", "selection", "balance"},
     {"rundir", "checkpoint", "state", "record", "stopper", "notice", "store", "meter", "disks", "output", "health"}
     | {"curves", "runs", "again"},
     {"plan", "session", "report"},
-    {"supervise", "attach", "verify", "archive", "sync", "fetch", "cli"},
+    {"supervise", "attach", "verify", "archive", "sync", "fetch", "status", "compare", "cli"}
+    | {"trained", "predict", "export"},
 ]
 CHAINS = [  # the only imports within a layer
     ["errors", "files", "launcher", "values", "config", "usage", "flags"],
     ["errors", "files", "locks", "download"],
     ["pretrained", "weights"],
+    ["machine", "data"],
     ["notice", "stopper"],
     ["meter", "rundir", "curves"],
     ["plan", "session"],
-    ["supervise", "attach", "verify", "archive", "sync", "cli"],
+    ["supervise", "attach", "verify", "archive", "sync", "status", "cli"],
+    ["trained", "predict"],
+    ["trained", "export"],
 ]
 LIGHT = {  # for launchers: they need no torch
     *(
@@ -49,7 +54,7 @@ LIGHT = {  # for launchers: they need no torch
         "runs",
         "curves",
     ),
-    *("supervise", "attach", "verify", "archive", "sync", "cli"),
+    *("again", "supervise", "attach", "verify", "archive", "sync", "status", "trained", "cli"),
 }
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "wandb", "numpy", "sklearn", "PIL", "safetensors"}
 MODULE_LINES, FUNCTION_LINES, RECIPE_LINES = 250, 50, 80

@@ -24,7 +24,9 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
     NEW_GROUP    1: the process leads a group of its own
     WORKERS      how many processes of a DataLoader bring the batches
     WORKER_FAULT kill:K or hang:K: what becomes of the worker that shall bring step K
-    OUT_OF_MEMORY_AT  K: the device has no memory left in step K
+    MEMORY       N or N@A-B: there is memory for N images at once (in the steps A to B, the first step is 1)
+    MEMORY_IN    in which pass there is none for more: forward (of training and probe), backward, update, evaluation
+    MEMORY_RANK  on which rank (on all)
     COMPILE      compile the classifier (all else would take seconds) by a backend that changes nothing: `alone`, or by
                  one of inductor's worker processes, as a kernel of a GPU is, which takes it so many seconds
     STEP_SECONDS sleep so long in each step
@@ -131,6 +133,37 @@ class Instants:
             return write(directory, step, *arguments, **keywords)
 
         return call
+
+
+class Device:
+    """One whose memory ends: raises torch's error in the middle of the pass that MEMORY_IN names."""
+
+    def __init__(self, step) -> None:
+        self.step, self.images = step, 0
+        number, _, steps = os.environ.get("MEMORY", "").partition("@")
+        mine = os.environ.get("MEMORY_RANK", rank := os.environ.get("RANK", "0")) == rank
+        self.most = float(number) if number and mine else 0.0
+        first, _, last = steps.partition("-")
+        self.steps = range(int(first), int(last) + 1) if steps else None
+        self.place = os.environ.get("MEMORY_IN", "forward")
+
+    def check(self, place: str, images: int) -> None:
+        import torch
+
+        now = self.steps is None or self.step() in self.steps
+        if self.most and place == self.place and now and images > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has no more.")
+
+    def watch(self, module) -> None:
+        """A module in the middle of the model: what comes before it has been through."""
+
+        def passing(module, inputs, output):
+            self.images = len(output)
+            self.check("forward" if module.training else "evaluation", self.images)
+            if module.training:
+                output.register_hook(lambda gradient: self.check("backward", len(gradient)))
+
+        module.register_forward_hook(passing)
 
 
 class Average:
@@ -242,7 +275,6 @@ def main(config: Config) -> None:
     from functools import partial
 
     import safetensors.torch
-    import torch
     from torch import nn
 
     import pitstop.checkpoint.writer
@@ -261,7 +293,7 @@ def main(config: Config) -> None:
         os.setpgid(0, 0)
     instants = Instants()
     safetensors.torch.load = instants.after(safetensors.torch.load, "loading")
-    pitstop.session.session.write_final = instants.after(pitstop.session.session.write_final, "finish:after_final")
+    pitstop.session.results.write_final = instants.after(pitstop.session.results.write_final, "finish:after_final")
     pitstop.checkpoint.writer.write = instants.saving(pitstop.checkpoint.writer.write)
     if ttl := os.environ.get("LEASE_TTL"):
         pitstop.session.remote.LEASE_SECONDS = float(ttl)
@@ -303,6 +335,8 @@ def main(config: Config) -> None:
         model, optimizer = session.prepare(model, optimizer)
         instants.at("prepared")
         bare.layer2.register_forward_hook(lambda *_: None if bare.training else instants.at(f"eval:{session.step}"))
+        memory = Device(lambda: session.step + 1)
+        memory.watch(bare.layer2)
         cross_entropy = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="sum")
 
         def criterion(logits_BK, labels_B):
@@ -324,9 +358,8 @@ def main(config: Config) -> None:
             optim.set_lr(
                 optimizer, optim.learning_rate(config, session.step, session.total_steps, batches.steps_per_epoch)
             )
-            loss = accumulate(model, batch, criterion, precision=session.precision)
-            if os.environ.get("OUT_OF_MEMORY_AT") == str(session.step + 1):
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            figures = accumulate(model, batch, criterion, precision=session.precision, memory=session.memory)
+            memory.check("update", memory.images)
             session.precision.update(model, optimizer, clip_grad_norm=config.clip_grad_norm)
             if session.step + 1 == instants.poison:
                 next(bare.parameters()).data.view(-1)[0] = float("nan")
@@ -338,7 +371,7 @@ def main(config: Config) -> None:
                 raise RuntimeError("a defect of the recipe's")
             instants.step = session.step + 1
             instants.at(f"step:{session.step + 1}")
-            session.commit({"loss": loss})
+            session.commit(figures)
             if instants.full or os.environ.get("SAVES_WAIT"):
                 session._saver.poll(session._rows.clock, wait=True)
             instants.at(f"commit:{session.step}")

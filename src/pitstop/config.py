@@ -155,9 +155,9 @@ class RecipeConfig(BaseModel):
         return [name for name, field in cls.model_fields.items() if not mark(field, "operational")]
 
     def definition(self) -> dict[str, Any]:
-        """Defining field -> JSON value. Of the data only the last name: another path to the same data is the same."""
+        """Defining field -> JSON value. Of data and weights only the last name: another path to the same is alike."""
         values = self.model_dump(mode="json", include=set(self.defining_fields()))
-        return values | {"data": Path(self.data).name}
+        return values | {name: Path(values[name]).name for name in ("data", "weights") if name in values}
 
     def digest(self, recipe: str) -> str:
         """Eight hexadecimal digits over the recipe's name and what differs from its defaults (or has none)."""

@@ -78,7 +78,12 @@ PLAIN = (1.0,)
 TTA = {"mirror": (0.5, 0.5), "mirror_shift": (0.25, 0.25, 0.125, 0.125, 0.125, 0.125)}
 
 
-def _weighed(logits_VBK: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def _forward(model: nn.Module, images_BCHW: Tensor, views: Sequence[View]) -> Tensor:
+    """float32 logits_VBK."""
+    return torch.stack([model(view(images_BCHW)).float() for view in views])
+
+
+def _weighed(logits_VBK: Tensor, weights: Sequence[float]) -> Tensor:
     return torch.stack([weight * logits for weight, logits in zip(weights, logits_VBK, strict=False)]).sum(0)
 
 
@@ -109,6 +114,7 @@ def evaluate(
     tta: Sequence[str] = (),
     by_class: bool = False,
     between: Callable[[], object] = lambda: None,
+    in_pieces: Callable[[View, Tensor], Tensor] = lambda forward, images_BCHW: forward(images_BCHW),
 ) -> Evaluation:
     """Mean loss and accuracy (share, 0..1) of a model over uint8 images.
 
@@ -119,14 +125,13 @@ def evaluate(
         tta: further accuracies, named apart: "mirror", "mirror_shift" (test-time augmentation).
         by_class: also the figures of `macro`.
         between: called before each batch, equally often on all ranks; may leave by an exception.
+        in_pieces: calls (forward, images_BCHW) for fewer images at once if need be; see `pitstop.memory.Memory`.
 
     Returns:
         {"loss", "accuracy", "accuracy_mirror" ...}, the same on every rank.
     """
     bare: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    shared = (
-        torch.distributed.is_initialized()
-    )  # by the group, not by DDP: an average of the weights has none around it
+    shared = torch.distributed.is_initialized()  # not by DDP: an average of the weights has none around it
     world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if shared else (1, 0)
     if shared:
         _broadcast_buffers(bare)
@@ -134,23 +139,27 @@ def evaluate(
     total = len(test.labels_N)
     start, stop = total * rank // world, total * (rank + 1) // world
     pieces: dict[str, list[Tensor]] = {name: [] for name in sums}
+    views = VIEWS[: max(map(len, sums.values()))]
     bare.eval()
     for images_BCHW in test.read(_spans(start, stop, total, world, batch_size)):
         between()
-        normal_BCHW = normalise(images_BCHW)
         with autocast():
-            logits_VBK = [bare(view(normal_BCHW)).float() for view in VIEWS[: max(map(len, sums.values()))]]
+            logits_VBK = in_pieces(lambda images_BCHW: _forward(bare, normalise(images_BCHW), views), images_BCHW)
         for name, weights in sums.items():
             pieces[name].append(_weighed(logits_VBK, weights))
     bare.train()
     logits_NK = {name: _gather(torch.cat(mine)[: stop - start], rank, world, total) for name, mine in pieces.items()}
-    labels_N = test.labels_N
-    figures = {"loss": functional.cross_entropy(logits_NK["accuracy"].double(), labels_N).item()}
-    figures |= {name: (logits.argmax(1) == labels_N).sum().item() / total for name, logits in logits_NK.items()}
-    evaluation = Evaluation(figures, logits_NK["accuracy"], test)
+    evaluation = Evaluation(_figures(logits_NK, test.labels_N), logits_NK["accuracy"], test)
     if by_class:
         evaluation |= macro(evaluation.confusion_KK)
     return evaluation
+
+
+def _figures(logits_NK: dict[str, Tensor], labels_N: Tensor) -> dict[str, float]:
+    """The loss, and accuracies by name."""
+    loss = functional.cross_entropy(logits_NK["accuracy"].double(), labels_N).item()
+    hits = {name: (logits.argmax(1) == labels_N).sum().item() for name, logits in logits_NK.items()}
+    return {"loss": loss} | {name: number / len(labels_N) for name, number in hits.items()}
 
 
 def _spans(start: int, stop: int, total: int, world: int, batch_size: int) -> list[tuple[int, int]]:

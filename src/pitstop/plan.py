@@ -9,16 +9,31 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pitstop.config import RecipeConfig
-from pitstop.data import ImageSet
+
+
+class Images(Protocol):
+    """What is asked of a data set; `pitstop.data.ImageSet` and `PhotoSet` are two."""
+
+    def __len__(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def resident_bytes(self) -> int: ...
 
 
 class Stream(Protocol):
     """What is asked of the batches: `pitstop.data.Batches`, or whatever else counts in global batches."""
 
+    micro_batch: int
+
     @property
     def batch_size(self) -> int: ...
     @property
-    def dataset(self) -> ImageSet: ...
+    def dataset(self) -> Images: ...
     @property
     def epoch_length(self) -> int: ...
     @property
@@ -62,7 +77,7 @@ def _work(
     memory = {
         "weights, gradients, momentum": 3 * weight_bytes,
         f"activations of {largest} images": activation_bytes / batch * largest * value_bytes / 4,
-        "training images": data.images_NCHW.nbytes,
+        "training images": data.resident_bytes,
     }
     memory["together, libraries apart"] = sum(memory.values())
     work = {
@@ -78,23 +93,36 @@ def _weight_bytes(model: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
+def disk(run: Path, keep: int, state_bytes: int) -> dict[str, str]:
+    """What the run is going to write, and what is free there, by name."""
+    checkpoints, place = keep + 1, _existing(run)  # one is being written while the others are kept
+    return {
+        f"{checkpoints} checkpoints and the result": _megabytes((checkpoints + 1) * state_bytes),
+        f"free at {place}": _megabytes(shutil.disk_usage(place).free),
+    }
+
+
 def describe(
-    run: Path, config: RecipeConfig, model: nn.Module, stream: Stream, total_steps: int, shape: dict[str, Any]
+    run: Path,
+    config: RecipeConfig,
+    model: nn.Module,
+    stream: Stream,
+    total_steps: int,
+    shape: dict[str, Any],
+    state_bytes: int,
 ) -> str:
-    """The resolved config, steps, parameters, FLOPs, memory and disk, as text. Writes nothing."""
+    """The resolved config, steps, parameters, FLOPs, memory and disk, as text. Writes nothing.
+
+    Args:
+        state_bytes: of a checkpoint.
+    """
     work, memory = _work(model, stream, total_steps, value_bytes=4 if shape["precision"] == "fp32" else 2)
-    disk = _existing(run)
-    checkpoints = config.keep + 1  # one is being written while the others are kept
-    disk_bytes = _weight_bytes(model) * (2 * checkpoints + 1)  # a checkpoint is weights and momentum
     tables = {
         "config": config.model_dump(mode="json"),
         "machine": {name: value for name, value in shape.items() if value is not None},
         "work": work,
         "memory of each process, about": memory,
-        f"disk at {disk}": {
-            f"{checkpoints} checkpoints and the result": _megabytes(disk_bytes),
-            "free": _megabytes(shutil.disk_usage(disk).free),
-        },
+        "disk": disk(run, config.keep, state_bytes),
     }
     lines = [f"{run}: nothing was started (--dry_run)"]
     for title, rows in tables.items():

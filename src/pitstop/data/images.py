@@ -32,6 +32,11 @@ class ImageSet:
     def size(self) -> int:
         return self.images_NCHW.shape[3]
 
+    @property
+    def resident_bytes(self) -> int:
+        """What the images take on the device."""
+        return self.images_NCHW.nbytes
+
     def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
         """uint8 images_BCHW of each span (first, end), in order, on the device."""
         return (self.images_NCHW[first:end] for first, end in spans)

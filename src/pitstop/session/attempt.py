@@ -64,7 +64,7 @@ class Attempt:
         Raises:
             UserError: it was begun with something else, another process is at it, or its budget is spent.
         """
-        if not self.leads or self.config.dry_run:
+        if not self.leads or self.config.dry_run or self.config.estimate:
             return False
         require(self.config.tracker)
         self.run.take(LOCK_WAIT_SECONDS)
@@ -98,9 +98,9 @@ class Attempt:
             raise refusal(self.run.path, lines)
         return lines
 
-    def owns(self, train: dict[str, Any], test: dict[str, Any]) -> None:
+    def owns(self, data_set: dict[str, Any]) -> None:
         """The data, by their fingerprints, are part of what defines the run."""
-        self.definition["data_set"] = train if train == test else {"train": train, "test": test}
+        self.definition["data_set"] = data_set
 
     def define(self) -> None:
         """The data are known: writes down what defines a new run.

@@ -3,13 +3,15 @@
 import resource
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import torch
 
-from pitstop.config import RecipeConfig
+from pitstop.config import RecipeConfig, crossings
+from pitstop.plan import Stream
 from pitstop.session import messages
 
 WARM_STEPS, STEPS = 5, 20  # the first are slow: memory is allocated, kernels are chosen
@@ -54,8 +56,10 @@ class Estimate:
     The run is made so short that it comes to its end, which is timed as well: it may hold test-time augmentation.
     """
 
-    def __init__(self, total_steps: int, device: torch.device, start_seconds: float) -> None:
-        self.total_steps = total_steps  # of the real run
+    def __init__(
+        self, total_steps: int, device: torch.device, start_seconds: float, disk: Mapping[str, str] | None = None
+    ) -> None:
+        self.total_steps, self._disk = total_steps, disk or {}  # of the real run
         self.steps = min(total_steps, WARM_STEPS + STEPS)
         self._device, self._start = device, start_seconds
         self._ticks: list[float] = []
@@ -67,6 +71,7 @@ class Estimate:
         return time.monotonic()
 
     def stepped(self) -> None:
+        """A step is done."""
         self._ticks.append(self._now())
 
     def wants_evaluation(self) -> bool:
@@ -77,7 +82,9 @@ class Estimate:
         return True
 
     def evaluated(self) -> None:
-        self._evaluation = self._now() - self._evaluation_began
+        """That evaluation is done; a later one is not counted."""
+        if not self._evaluation:
+            self._evaluation = self._now() - self._evaluation_began
 
     def measured(self) -> Measured:
         """To be called at the end of the run."""
@@ -85,6 +92,20 @@ class Estimate:
         # Of the later ones; the step after the evaluation holds it.
         steps = [b - a for a, b in pairs[WARM_STEPS:]] or [b - a for a, b in pairs] or [self._evaluation]
         return Measured(self._start, statistics.median(steps), self._evaluation, self._now() - self._ticks[-1])
+
+    def text(self, config: RecipeConfig, stream: Stream) -> str:
+        """What was measured, and what follows from it. To be called at the end of the run."""
+        positions = (self.total_steps - 1) * stream.batch_size  # of the last step's start
+        return describe(
+            self.measured(),
+            config,
+            steps=self.total_steps,
+            evaluations=crossings(config.eval_every, stream.epoch_length, positions),
+            steps_per_epoch=stream.epoch_length / stream.batch_size,
+            disk=self._disk,
+            memory_bytes=peak_bytes(self._device),
+            now=datetime.now(),
+        )
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -108,7 +129,7 @@ def describe(
     steps: int,
     evaluations: int,
     steps_per_epoch: float,
-    disk: dict[str, str],
+    disk: Mapping[str, str],
     memory_bytes: int,
     now: datetime,
 ) -> str:

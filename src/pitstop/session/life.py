@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import torch
-
 from pitstop import notice
 from pitstop.config import RecipeConfig
-from pitstop.errors import FINISHED, PERSON_DECIDES, StoppedError, UserError
+from pitstop.errors import FINISHED, PERSON_DECIDES, UserError
 from pitstop.output import sturdy
 from pitstop.rundir import process_age
 from pitstop.session.attempt import Attempt
@@ -22,8 +20,8 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
     """What a session needs, and an end in order: status, lock and exit code are right however the attempt goes.
 
     Raises:
-        SystemExit: 0 the run was finished before; 2 a person must put something right; 75 stopped, start again;
-            76 stopped, a person decides.
+        SystemExit: 0 the run was finished before; 1 the next attempt does it in another way; 2 a person must put
+            something right; 75 stopped, start again; 76 stopped, a person decides.
     """
     stopper = Stopper()
     with sturdy():
@@ -44,23 +42,12 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
         except UserError as error:
             attempt.refused(error)
             raise SystemExit(error.exit_code) from None
-        except torch.OutOfMemoryError as error:
-            attempt.refused(StoppedError(_too_large(config, str(error).splitlines()[0])))
-            raise SystemExit(PERSON_DECIDES) from None
         except Exception as error:
             attempt.failed(error)
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
             stopper.uninstall()
-
-
-def _too_large(config: RecipeConfig, error: str) -> str:
-    images = config.micro_batch or -(-config.batch_size // launched_world())
-    return (
-        f"out of memory with {images} images at once ({error}). The same command with --micro_batch "
-        f"{max(2, images // 2)} continues at the last checkpoint: the batch stays what it is, in more pieces."
-    )
 
 
 @contextmanager

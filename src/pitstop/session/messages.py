@@ -1,7 +1,10 @@
 """What a run says, in words."""
 
+import re
 from pathlib import Path
 from typing import Any
+
+from pitstop.memory import Shortage
 
 
 def result_line(result: dict[str, float]) -> str:
@@ -66,3 +69,39 @@ def shape_changes(lines: list[str]) -> str:
         "The shape of the machine has changed; samples, their order, augmentation and learning rate stay the same,\n"
         f"  but from here on the result is no longer bit-equal to that of an uninterrupted run:\n{listed}"
     )
+
+
+def _words(shortage: Shortage) -> str:
+    """`out of memory with 20 images at once (Tried to allocate 2.00 GiB)`"""
+    tried = re.search(r"Tried to allocate [\d.]+ \w+", shortage.why)
+    why = tried[0] if tried else shortage.why.partition("\n")[0]
+    images = f" with {shortage.images} image{'s'[: shortage.images != 1]} at once" if shortage.images else ""
+    return f"out of memory{images} ({why})"
+
+
+def fewer_images(shortage: Shortage, step: int) -> str:
+    """It goes on with half as many images at once."""
+    if shortage.where == "probe":
+        return f"{_words(shortage)}: {shortage.fewer} are tried"
+    if shortage.where == "evaluation":
+        return f"{_words(shortage)} in the evaluation after {step} steps: it goes on with {shortage.fewer}"
+    return (
+        f"{_words(shortage)} in step {step}: it is repeated with {shortage.fewer}. The batch, its samples and the\n"
+        "  learning rate stay the same, but from here on the result is no longer bit-equal to that of a run with more\n"
+        "  memory"
+    )
+
+
+def next_attempt(shortage: Shortage, step: int, rank: int | None) -> str:
+    """It cannot go on, but the next attempt can."""
+    who, other = ("", "its weights may be half updated") if rank is None else (f" on rank {rank}", "others wait for it")
+    return (
+        f"{_words(shortage)}{who} in step {step}, which cannot be repeated ({other}). The next attempt, by the same "
+        f"command, continues at the last checkpoint with {shortage.fewer} at once."
+    )
+
+
+def no_room(shortage: Shortage, free: str, knobs: list[str]) -> str:
+    """There is no memory for the fewest images that can be."""
+    floor = ", and fewer cannot be" if shortage.images else ", before the first step"
+    return f"{_words(shortage)}{floor}{f'; {free}' if free else ''}. What helps: {', or '.join(knobs)}."

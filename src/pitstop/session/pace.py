@@ -5,8 +5,19 @@ from collections.abc import Sequence
 
 import torch
 
+from pitstop.config import crossings
+from pitstop.plan import Stream
+
 LOOK_EVERY_SECONDS = 1.0
 MOST_STEPS = 100  # steps may become slower all at once
+
+
+def reaches(every_epochs: float, stream: Stream, step: int) -> bool:
+    """Is this the first step whose start reaches a border of `every_epochs`? Computed from the step alone."""
+    before, now = (
+        crossings(every_epochs, stream.epoch_length, stream.batch_size * max(0, start)) for start in (step - 1, step)
+    )
+    return now > before
 
 
 class Pace:

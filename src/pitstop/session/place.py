@@ -59,25 +59,33 @@ class Place:
         device = self.accelerator.device
         return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
 
-    def shape(self, config: RecipeConfig, optimizer: Optimizer) -> dict[str, Any]:
+    def shape(self, config: RecipeConfig, optimizer: Optimizer, micro_batch: int) -> dict[str, Any]:
         """See `machine.shape`."""
         return machine.shape(
             self.device,
             self.world,
             precision=self.precision.name,
-            micro_batch=config.micro_batch,
+            micro_batch=micro_batch,
             optimizer=machine.optimizer_kind(optimizer),
             compile=config.compile,
             deterministic=config.deterministic,
         )
 
-    def of_rank_0(self, value: bool) -> bool:
+    def of_rank_0(self, value: int) -> int:
         """What rank 0 says, on every rank."""
         if self.world == 1:
             return value
         said = torch.tensor(int(value), device=self.device)
         torch.distributed.broadcast(said, src=0)
-        return bool(said.item())
+        return int(said.item())
+
+    def words(self, mine: str) -> str:
+        """Those of the first rank that has any, on every rank."""
+        if self.world == 1:
+            return mine
+        said: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(said, mine)
+        return next(filter(None, said), "")
 
     def part(self) -> None:
         """All ranks leave together: the first to exit would make the launcher end rank 0 in the middle of its files."""

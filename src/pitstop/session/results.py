@@ -1,15 +1,21 @@
-"""What evaluations leave on the disk: predictions/, which the report reads, and best/."""
+"""What becomes of figures beside their rows: predictions/, which the report reads, best/, and advice."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
-from pitstop.checkpoint import to_bytes
+from pitstop import advice
+from pitstop.checkpoint import to_bytes, write_final
+from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
-from pitstop.files import new_directory, write_new
+from pitstop.files import new_directory, read_json, write_new
+from pitstop.selection import Best
+from pitstop.session.attempt import Attempt
 
 NUM_PICTURES = 24  # of each kind
 
@@ -44,3 +50,111 @@ def write_predictions(run: Path, evaluation: Evaluation, about: dict[str, Any]) 
         write_new(temporary / "predictions.safetensors", to_bytes(outcome, {}))
         write_new(temporary / "pictures.safetensors", to_bytes({"images_MCHW": images_MCHW, "rows_M": rows_M}, {}))
         write_new(temporary / "about.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+class DataSet(Protocol):
+    """A set of labelled images; `pitstop.data.ImageSet` and `PhotoSet` are two."""
+
+    @property
+    def labels_N(self) -> Tensor: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def fingerprint(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+    def to(self, device: torch.device, /) -> Self: ...
+
+
+class Results:
+    """What becomes of the figures of a run beside its rows: best/, predictions/, advice.
+
+    All ranks look for the best, so that they agree; rank 0 writes and speaks.
+    """
+
+    def __init__(self, config: RecipeConfig, attempt: Attempt) -> None:
+        self._attempt, self._flags = attempt, advice.Flags(config)
+        self._watch: advice.Watch | None = None
+        self._best: Best | None = None
+        self._judged: nn.Module | None = None
+        self._card: dict[str, Any] = {}
+        self._classes: tuple[str, ...] = ()
+
+    def given(self, train: DataSet, others: Sequence[DataSet]) -> dict[str, Any]:
+        """The data are known: says what is to be said of them, before anything is paid for; returns what identifies
+        them."""
+        self._classes = train.classes
+        counts = torch.bincount(train.labels_N.cpu(), minlength=len(train.classes)).tolist()
+        self._watch = advice.Watch(self._flags, counts, train.classes)
+        self._advise(advice.of_classes(counts, train.classes, self._flags))
+        known = [each.fingerprint for each in (train, *others)]
+        alike = all(fingerprint == known[0] for fingerprint in known)
+        return known[0] if alike else {"train": known[0], "test": known[-1]}
+
+    def keep(self, best: Best, judged: nn.Module, card: dict[str, Any]) -> None:
+        """From now on the best weights of `judged`, the model that is evaluated, are kept in best/."""
+        self._best, self._judged, self._card = best, judged, card
+
+    def restored(self) -> None:
+        """best/ is what the checkpoint knows: a killed attempt may have come further."""
+        if self._best and self._best.weights and self._attempt.leads and self._kept_step() != self._best.step:
+            self._write_best(self._best)
+
+    def _kept_step(self) -> int:
+        """The step of what is in best/; -1: nothing."""
+        path = self._attempt.run.path / "best" / "model.json"
+        return int(read_json(path).get("step", -1)) if path.is_file() else -1
+
+    def _write_best(self, best: Best) -> None:
+        chosen = {"step": best.step, "metric": best.metric, "value": best.value}
+        write_final(self._attempt.run.path / "best", best.weights, self._card | chosen)
+
+    def row(self, epoch: float, row: Mapping[str, float], waited: float = 0.0) -> None:
+        """A train row; `waited`: share of the time in which there was no batch."""
+        if self._watch:
+            self._advise(self._watch.row(epoch, row, waited))
+
+    def evaluated(self, step: int, epoch: float, result: Mapping[str, float]) -> bool:
+        """An evaluation at this step. Returns whether to go on; False: for too long nothing was better."""
+        if self._best is not None and self._judged is not None:
+            better = self._best.look(step, result[self._best.metric], self._judged.state_dict())
+            if better and self._attempt.leads:
+                try:
+                    self._write_best(self._best)
+                except OSError as error:  # the weights are in memory, and in the next checkpoint
+                    self._attempt.say(f"best/ was not written: {error.strerror}; it will be at the end")
+        if isinstance(result, Evaluation) and self._attempt.leads:
+            self._write_predictions(result, step, "val" if self._best else "test", "last")
+            self._look(epoch, result)
+        return self._best is None or not self._best.exhausted
+
+    def finished(
+        self, step: int, result: Mapping[str, float], split: str, judged: nn.Module, card: dict[str, Any]
+    ) -> None:
+        """The last evaluation of all: of the best weights, where they were kept. On rank 0; final/ is written.
+
+        Raises:
+            OSError: best/ or final/ cannot be written.
+        """
+        self.restored()
+        write_final(self._attempt.run.path / "final", judged.state_dict(), card)
+        if isinstance(result, Evaluation):
+            self._write_predictions(result, step, split, "best" if self._best else "final")
+
+    def _write_predictions(self, result: Evaluation, step: int, split: str, weights: str) -> None:
+        about = {"step": step, "split": split, "weights": weights, "classes": list(self._classes)}
+        try:
+            write_predictions(self._attempt.run.path, result, about)
+        except OSError as error:  # they are for looking at: no reason to end a run
+            self._attempt.say(f"predictions/ was not written: {error.strerror}")
+
+    def _look(self, epoch: float, result: Evaluation) -> None:
+        if self._watch:
+            support_K = result.confusion_KK.sum(1)
+            recall_K = result.confusion_KK.diagonal() / support_K  # NaN where there is no image
+            self._advise(self._watch.evaluation(epoch, result["accuracy"], recall_K.tolist(), support_K.tolist()))
+
+    def _advise(self, lines: Sequence[str]) -> None:
+        for line in lines if self._attempt.leads else ():
+            self._attempt.say(f"advice: {line}")
+            if self._attempt.run.is_open:
+                self._attempt.run.event("advice", text=line)

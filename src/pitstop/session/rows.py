@@ -1,13 +1,19 @@
 """Rows of metrics.jsonl, and how fast the training goes between them."""
 
 import time
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
+from pitstop.config import crossings
 from pitstop.plan import Stream
 from pitstop.record import Metrics
-from pitstop.rundir import now
+from pitstop.rundir import now, process_age
 from pitstop.session import messages
 from pitstop.session.attempt import Attempt
+from pitstop.session.estimate import forecast
+
+FIRST_SECONDS = 60.0  # of a process: before, its speed says little
 
 
 class Clock(NamedTuple):
@@ -25,6 +31,8 @@ class Rows:
         self._batch_size, self._epoch_length = stream.batch_size, stream.epoch_length
         self._steps, self._seconds = 0, 0.0  # since the last row
         self._step_seconds = 0.0  # up to the last row
+        self._evaluation_seconds = 0.0  # of the last one
+        self._told = False
         self._done = Clock(0, 0.0)  # up to the last row
         self._tick = time.monotonic()
 
@@ -53,8 +61,8 @@ class Rows:
             return self._step_seconds
         return self._seconds / self._steps
 
-    def train(self, step: int, lr: float) -> None:
-        """A row of means since the last one. Reads the device, so that what was asked of it is done."""
+    def train(self, step: int, lr: float) -> tuple[float, dict[str, float]]:
+        """A row of means since the last one, and its epoch. Reads the device, so that what was asked of it is done."""
         means = self._metrics.means()
         self.pause()
         self._step_seconds = self._seconds / self._steps
@@ -62,16 +70,38 @@ class Rows:
         self._done = Clock(self._done.steps + self._steps, self._done.seconds + self._seconds)
         self._steps, self._seconds = 0, 0.0
         self._write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1)})
-        left = messages.duration((self._total_steps - step) * self._batch_size / speed)
+        left_seconds = self._left(step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self._attempt.row(step, f"epoch {self._epoch(step):.2f}  {shown}  {speed:,.0f} images/s", left)
+        text = f"epoch {self._epoch(step):.2f}  {shown}  {speed:,.0f} images/s{self._outlook(left_seconds)}"
+        self._attempt.row(step, text, messages.duration(left_seconds))
+        return self._epoch(step), means
 
-    def evaluation(self, step: int, result: dict[str, float]) -> None:
-        """A row of an evaluation, which took the time since the last step."""
-        seconds = round(time.monotonic() - self._tick, 3)
-        self._write("eval", step, {**result, "seconds": seconds})
-        self._attempt.say(f"step {step}  epoch {self._epoch(step):.2f}  {messages.result_line(result)}")
-        self.resume()
+    def _left(self, step: int) -> float:
+        """Seconds to the end, evaluations too, as long as each took up to now."""
+        every = self._attempt.config.eval_every
+        positions = (self._batch_size * number for number in (step, self._total_steps))
+        before, at_end = (crossings(every, self._epoch_length, position) for position in positions)
+        return (self._total_steps - step) * self._step_seconds + (at_end - before) * self._evaluation_seconds
+
+    def _outlook(self, left_seconds: float) -> str:
+        """`  done by 21:40, 0.30 CNY`, from the second minute on; said once, and kept current on the bar."""
+        if process_age() < FIRST_SECONDS or not self._attempt.leads:
+            return ""
+        paid_seconds = self._attempt.run.meter.paid_seconds
+        outlook = forecast(left_seconds, paid_seconds, self._attempt.config, datetime.now())
+        if not self._told:
+            self._told = True
+            self._attempt.say(f"at this speed {outlook}")
+        return f"  {outlook}"
+
+    def evaluation(self, kind: str, step: int, result: Mapping[str, float]) -> float:
+        """A row ("eval" or "test") of an evaluation, which took the time since the last step; its epoch."""
+        self._evaluation_seconds = time.monotonic() - self._tick
+        seconds = round(self._evaluation_seconds, 3)
+        self._write(kind, step, {**result, "seconds": seconds})
+        what = "" if kind == "eval" else f"{kind}: "
+        self._attempt.say(f"step {step}  epoch {self._epoch(step):.2f}  {what}{messages.result_line(dict(result))}")
+        return self._epoch(step)
 
     def _epoch(self, step: int) -> float:
         return round(step * self._batch_size / self._epoch_length, 6)

@@ -1,7 +1,7 @@
 """One object that carries a run through one attempt."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,24 +10,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pitstop import plan, state
-from pitstop.checkpoint import write_final
-from pitstop.config import RecipeConfig, crossings
-from pitstop.data import ImageSet
+from pitstop.config import RecipeConfig
 from pitstop.errors import FINISHED, PERSON_DECIDES, UserError
-from pitstop.health import Health
 from pitstop.optim import zero_momentum
 from pitstop.plan import Stream
 from pitstop.record import Metrics
+from pitstop.selection import Best
 from pitstop.session import messages
 from pitstop.session.attempt import Attempt
-from pitstop.session.identity import differences
 from pitstop.session.life import life
-from pitstop.session.pace import Pace
+from pitstop.session.pace import reaches
 from pitstop.session.place import Place
+from pitstop.session.restoring import put_back, settle
+from pitstop.session.results import DataSet, Results
+from pitstop.session.room import Room
 from pitstop.session.rows import Rows
 from pitstop.session.saver import Saver
+from pitstop.session.wishes import Wishes
 from pitstop.stopper import Stopper
 
+S = TypeVar("S", bound=DataSet)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 
@@ -38,6 +40,7 @@ class Session:
         step: global batches consumed, over all attempts: the only clock. It ends at total_steps, known after `restore`.
         rank, world, device: this process among its kind.
         precision: autocast, the scaled backward pass and the update.
+        memory: how many images go through the model at once.
     """
 
     def __init__(self, config: RecipeConfig, attempt: Attempt, place: Place, stopper: Stopper) -> None:
@@ -46,19 +49,25 @@ class Session:
         self.rank, self.world, self.device = place.rank, place.world, place.device
         self.precision = place.precision
         self._attempt, self._stopper, self._place = attempt, stopper, place
-        self._pace = Pace(self.world, self.device)
-        self._health = Health()
+        self._room = Room(config, attempt, place, lambda: self.step)
+        self.memory = self._room.memory
         self._metrics = Metrics(attempt.run.path / "metrics.jsonl" if attempt.leads else None, self.world)
         self._saver = Saver(attempt.run, config, self._metrics, stopper, say=attempt.say, saved=attempt.saved)
+        self._wishes = Wishes(config, place, stopper, self._saver)
         attempt.interval = self._saver.interval
         self._owners: dict[str, state.Stateful] = {"scaler": self.precision, "metrics": self._metrics}
+        self._results = Results(config, attempt)
 
     @classmethod
     @contextmanager
     def open(cls, config: RecipeConfig, recipe: str) -> Iterator["Session"]:
         """A session for the recipe in the file `recipe`. Leaves by SystemExit: see `life`."""
+        from pitstop.session.rehearsal import Rehearsal  # which is a Session
+
         with life(config, Path(recipe)) as parts:
-            yield cls(config, *parts)
+            session = Rehearsal(config, *parts) if config.estimate else cls(config, *parts)
+            with session._room.watched():
+                yield session
 
     @property
     def sources(self) -> dict[str, Any]:
@@ -68,22 +77,33 @@ class Session:
     @property
     def slice(self) -> dict[str, int]:
         """Which part of each batch is this process's: arguments of `pitstop.data.Batches`."""
-        return {"rank": self.rank, "world": self.world, "micro_batch": self.config.micro_batch}
+        return {"rank": self.rank, "world": self.world, "micro_batch": self.memory.micro_batch}
 
     @property
     def evaluation(self) -> dict[str, Any]:
         """How to evaluate in this attempt: arguments of `pitstop.evaluate.evaluate`."""
-        batch_size = self.config.micro_batch or 1000
-        return {"autocast": self.precision.autocast, "batch_size": batch_size, "between": self._look}
+        batch_size = self.memory.micro_batch or 1000
+        how = {"autocast": self.precision.autocast, "in_pieces": self.memory.in_pieces}
+        return {**how, "batch_size": batch_size, "between": self._look}
 
     def say(self, text: str) -> None:
         """Prints a line, once for all ranks, and keeps it in train.log."""
         self._attempt.say(text)
 
-    def own(self, train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
-        """Makes the data part of what defines the run, and resident on the device."""
-        self._attempt.owns(train.fingerprint, test.fingerprint)
-        return train.to(self.device), test.to(self.device)
+    def own(self, train: S, *others: S | None, **also: Any) -> tuple[S | None, ...]:
+        """Makes the data part of what defines the run, and resident on the device; None (no test set) stays None.
+
+        Args:
+            also: JSON values that define it as well, by name: where the weights are from, say.
+        """
+        self._attempt.owns(self._results.given(train, [each for each in others if each]) | also)
+        return tuple(each and each.to(self.device) for each in (train, *others))
+
+    def keep(self, best: Best, judged: nn.Module, card: dict[str, Any]) -> None:
+        """The best weights of `judged`, the model that is evaluated, are kept in best/, whatever happens. Before
+        `restore`."""
+        self.track(best=best)
+        self._results.keep(best, judged, card)
 
     def track(self, **owners: state.Stateful) -> None:
         """Further owners of state that every checkpoint holds (an average of the weights, say). Before `restore`."""
@@ -97,7 +117,9 @@ class Session:
         zero_momentum(optimizer)
         self._model, self._optimizer = model, optimizer
         optimizer.register_step_pre_hook(lambda *_: self._saver.before_update())
-        return self._place.wrap(model), optimizer
+        self._wrapped = self._place.wrap(model)  # which may give it other buffers
+        self.memory.attach(model)
+        return self._wrapped, optimizer
 
     def restore(self, stream: Stream) -> None:
         """Continues at the newest good checkpoint, or begins: from here on everything is recorded.
@@ -107,56 +129,39 @@ class Session:
             SystemExit: 0 after --dry_run has printed its plan.
         """
         self._stream, self.total_steps = stream, stream.total_steps(self.config.epochs)
-        self._shape = self._place.shape(self.config, self._optimizer)
+        self._shape = self._place.shape(self.config, self._optimizer, self.memory.micro_batch)
         if self.config.dry_run:
-            run = self._attempt.run.path
-            self.say(plan.describe(run, self.config, self._model, stream, self.total_steps, self._shape))
+            path, size = self._attempt.run.path, self._state_bytes()
+            self.say(plan.describe(path, self.config, self._model, stream, self.total_steps, self._shape, size))
             raise SystemExit(FINISHED)
         begun = time.monotonic()
-        tensors, about = self._read() if self._attempt.leads else ({}, None)
-        if self.world > 1:
-            tensors, about = state.broadcast(tensors, about, self.device)
-        if about:
-            state.put_back(self._model, self._optimizer, tensors)
-            state.join(self._owners, tensors, about["state"])
-            self.step = about["step"]
-            if self.step > self.total_steps:
-                raise UserError(f"{self.step} steps are done, but --epochs asks for {self.total_steps}.")
+        about = put_back(self._attempt, self._place, self._saver, self._model, self._optimizer, self._owners)
+        self.step = about["step"] if about else 0
+        if self.step > self.total_steps:
+            raise UserError(f"{self.step} steps are done, but --epochs asks for {self.total_steps}.")
+        saved = about["shape"]["micro_batch"] if about else 0
+        self._room.begin(self._wrapped, self._optimizer, stream, self._shape, saved)
+        self._shape["micro_batch"] = self.memory.micro_batch
         self._rows = Rows(self._metrics, self._attempt, stream, self.total_steps)
         self._attempt.start(self._reached, stream.batch_size, self._shape)
         if self._attempt.leads:
-            self._restored(about, time.monotonic() - begun)
+            settle(about, begun, self._shape, self._metrics, self._attempt, self._saver, self._tensors())
+            self._results.restored()
         self._rows.resume()
 
-    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-        """Opens the run directory; tensors and manifest of the newest good checkpoint, if there is one."""
-        self._attempt.define()
-        live = state.collect(self._model, self._optimizer)
-        found = self._saver.find(sum(tensor.nbytes for tensor in live.values()))
-        return (found.tensors, found.manifest) if found else ({}, None)
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+        return state.split(self._owners)[0] | state.collect(self._model, self._optimizer)
 
-    def _restored(self, about: dict[str, Any] | None, took_seconds: float) -> None:
-        """Puts the files where the checkpoint is, and says what is no longer as it was."""
-        if missing := self._metrics.open_at(about["metrics_bytes"] if about else 0):
-            self.say(f"metrics.jsonl lacks {missing} bytes that the checkpoint knows: rows before it are lost")
-        tensors, _ = state.split(self._owners)
-        self._saver.ready(self.step if about else -1, tensors | state.collect(self._model, self._optimizer))
-        if about is None:
-            return
-        self._attempt.saved(self.step, about["metrics_bytes"])  # the store and the tracker may lack it
-        self._attempt.run.event("restore", step=self.step, seconds=round(took_seconds, 3))
-        if changes := differences(about["shape"], self._shape):
-            self._attempt.run.event("shape_changed", step=self.step, changes=changes)
-            self.say(messages.shape_changes(changes))
+    def _state_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def _reached(self) -> dict[str, Any]:
         return {"step": self.step, "total_steps": self.total_steps, "trained": round(self._rows.clock.seconds, 3)}
 
     def due(self, every_epochs: float) -> bool:
         """Is this the first step whose start reaches a border of `every_epochs`? Computed from the step alone."""
-        batch, length = self._stream.batch_size, self._stream.epoch_length
-        before, now = (crossings(every_epochs, length, batch * max(0, step)) for step in (self.step - 1, self.step))
-        if due := now > before:
+        if due := reaches(every_epochs, self._stream, self.step):
             self._saver.before_update()  # who evaluates may put other weights into the model
         return due
 
@@ -171,45 +176,39 @@ class Session:
         """
         self.step += 1
         self._metrics.add(metrics)
-        self._health.add(metrics.values(), self.precision.overflow)
+        self._wishes.step(metrics.values())
         self._rows.stepped()
         self._stopper.arm()  # before its first step an attempt has nothing to lose: a signal ended it at once
         last = self.step == self.total_steps
         if last or self.step % self.config.log_every == 0:
-            self._rows.train(self.step, self._optimizer.param_groups[0]["lr"])
+            self._results.row(*self._rows.train(self.step, self._optimizer.param_groups[0]["lr"]))
         self._saver.poll(self._rows.clock)
-        stop, save = 0.0, last or self._saver.due_at(self.step)
-        if not last and self._pace.due(self.step):
-            stop, by_clock = self._wishes()
-            save = save or bool(by_clock)
+        stop, save = (0, True) if last else self._wishes.after(self.step, self._rows.step_seconds)
         if stop:
-            self._stop(int(stop))
-        if save:
+            self._stop(stop)
+        if save or self._saver.due_at(self.step):
             self._save()
             self._rows.resume()
-
-    def _wishes(self) -> Sequence[float]:
-        """(exit code or 0, save now): of all ranks, who must do the same."""
-        if self._pace.may_read() and (why := self._health.complaint(self.precision.name, self.config.clip_grad_norm)):
-            self._stopper.request(f"{why}. Of the checkpoints, {self._saver.last_good}", PERSON_DECIDES)
-        by_clock = self._stopper.save_soon or (self._attempt.leads and self._saver.due_now())
-        return self._pace.agree(self.step, [self._stopper.look(), by_clock], self._rows.step_seconds)
 
     def _look(self) -> None:
         """Between two batches of an evaluation, on all ranks: leaves if someone wants a stop. The next attempt
         continues at this very step, and evaluates anew."""
-        if stop := self._pace.most(self._stopper.look()):
-            self._stop(int(stop))
+        if stop := self._wishes.stop():
+            self._stop(stop)
 
-    def evaluated(self, result: dict[str, float]) -> None:
-        """Records an evaluation at this step."""
-        self._rows.evaluation(self.step, result)
+    def evaluated(self, result: Mapping[str, float]) -> bool:
+        """Records an evaluation at this step. False: what `keep` was given has lost its patience; end here."""
+        epoch = self._rows.evaluation("eval", self.step, result)
+        goes_on = self._results.evaluated(self.step, epoch, result)
+        self._rows.resume()
+        return goes_on
 
     def _save(self) -> None:
         """Called by all ranks at the same step; rank 0 writes, behind the next steps."""
         tensors, values = state.split(self._owners)
         self._stopper.save_soon = False
         if self._attempt.leads:
+            self._shape["micro_batch"] = self.memory.micro_batch
             tensors |= state.collect(self._model, self._optimizer)
             still = state.changed_by_updates(self._model, tensors)
             self._saver.begin(self.step, tensors, still, {"shape": self._shape, "state": values}, self._rows.clock)
@@ -217,34 +216,34 @@ class Session:
     def _stop(self, code: int) -> None:
         """Checkpoint, status, and then the tracker and the store with the time that is left."""
         self._save()
-        self._wait_for_save()  # it may fail, and want a person
-        code = int(self._pace.most(max(code, self._stopper.exit_code)))
+        self._saver.poll(self._rows.clock, wait=True)  # it may fail, and want a person
+        code = self._wishes.code(code)
         reason = self._stopper.reason or "another rank was asked to"
         self.say(messages.stopped(self.step, self.total_steps, reason, self._saver.step))
         self._attempt.ended("stopped", reason, code)
         self._place.part()
         raise SystemExit(code)
 
-    def _wait_for_save(self) -> None:
-        if self._attempt.leads:
-            self._saver.poll(self._rows.clock, wait=True)
-
-    def finish(self, result: dict[str, float], card: dict[str, Any]) -> None:
+    def finish(
+        self, result: Mapping[str, float], card: dict[str, Any], judged: nn.Module | None = None, split: str = ""
+    ) -> None:
         """Ends the run: `final/`, the last row of metrics, status `finished`.
 
         Args:
             result: of the final evaluation.
             card: what is needed to use the model, written as final/model.json (see `pitstop.models.card`).
+            judged: whose weights go to final/: an average of them, say; default: the model that was trained.
+            split: "test", if these images were not looked at before: the row is then of this kind.
         """
-        self._wait_for_save()
+        self._saver.poll(self._rows.clock, wait=True)
         if self._place.of_rank_0(self._saver.poisoned):
             self._stop(PERSON_DECIDES)
-        self.evaluated(result)
+        self._rows.evaluation(split or "eval", self.step, result)
+        self.total_steps = self.step  # fewer than planned, if patience was lost
         if self._attempt.leads:
-            run = self._attempt.run
-            write_final(run.path / "final", self._model.state_dict(), card)
+            self._results.finished(self.step, result, split or "test", judged or self._model, card)
             self._metrics.sync()
             self._attempt.recorded(self._metrics.flush())
-            self._attempt.ended("finished", "", FINISHED, result=result)
-            self.say(messages.finished(run.path, run.status()))
+            self._attempt.ended("finished", "", FINISHED, result=dict(result))
+            self.say(messages.finished(self._attempt.run.path, self._attempt.run.status()))
         self._place.part()
