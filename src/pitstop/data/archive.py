@@ -24,7 +24,7 @@ MAX_DEPTH = 16  # of single folders around train/; a link to its own parent is d
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A file: its name below the folder that holds train/, with "/" between; `mark` changes when its content does."""
 
@@ -49,19 +49,23 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
-    """Raises UserError if `path` is neither a folder nor an archive that can be read."""
+def open_source(path: Path, *, bare: bool = False) -> Iterator[Source]:
+    """What `path` holds; with `bare`, class folders that stand there without any split around them are its train/.
+
+    Raises:
+        UserError: `path` is neither a folder nor an archive that can be read.
+    """
     with ExitStack() as stack:
         if not path.is_dir() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
             raise UserError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}).")
         try:
             if path.is_dir():
-                source = _open_tree(path)
+                source = _open_tree(path, bare)
             elif path.name.lower().endswith(".zip"):
-                source = _open_zip(stack.enter_context(zipfile.ZipFile(path)), path)
+                source = _open_zip(stack.enter_context(zipfile.ZipFile(path)), path, bare)
             else:
                 tar = stack.enter_context(tarfile.open(path, encoding="utf-8", errors="surrogateescape"))
-                source = _open_tar(tar, path)
+                source = _open_tar(tar, path, bare)
         except DAMAGED as error:
             raise UserError(
                 f"{path} cannot be read ({error or type(error).__name__}): check its rights, or copy it here again."
@@ -69,7 +73,7 @@ def open_source(path: Path) -> Iterator[Source]:
         yield source
 
 
-def _open_tree(path: Path) -> Source:
+def _open_tree(path: Path, bare: bool) -> Source:
     def visible_folders(inner: str) -> list[str]:
         return [entry.name for entry in os.scandir(path / inner) if entry.is_dir() and not _is_ignored(entry.name)]
 
@@ -85,6 +89,9 @@ def _open_tree(path: Path) -> Source:
     for split in set(source.top) & set(SPLITS):
         source.folders.add(split)
         _walk(path / root / split, split, frozenset(), source)
+    if bare and source.top and not source.folders:
+        source.folders.add("train")
+        _walk(path / root, "train", frozenset(), source)
     return source
 
 
@@ -113,7 +120,7 @@ def _walk(folder: Path, name: str, above: frozenset[tuple[int, int]], source: So
             source.refused.append(f"{entry_name}: no regular file")
 
 
-def _open_zip(archive: zipfile.ZipFile, path: Path) -> Source:
+def _open_zip(archive: zipfile.ZipFile, path: Path, bare: bool) -> Source:
     def read(members: Iterable[Member]) -> Iterator[tuple[Member, bytes | str]]:
         for member in sorted(members, key=lambda member: int(member.handle.header_offset)):
             try:
@@ -129,7 +136,7 @@ def _open_zip(archive: zipfile.ZipFile, path: Path) -> Source:
         mode = info.external_attr >> 16
         regular = stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR)
         _add(source, Member(_zip_name(info), info.file_size, f"{info.CRC:08x}", info), info.is_dir(), regular)
-    return _below_root(source)
+    return _below_root(source, bare)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -141,7 +148,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     return name.replace("\\", "/")  # some programs for Windows
 
 
-def _open_tar(archive: tarfile.TarFile, path: Path) -> Source:
+def _open_tar(archive: tarfile.TarFile, path: Path, bare: bool) -> Source:
     def read(members: Iterable[Member]) -> Iterator[tuple[Member, bytes | str]]:
         # In the order of the archive: a compressed one is unpacked again for each step back.
         for member in sorted(members, key=lambda member: int(member.handle.offset)):
@@ -158,7 +165,7 @@ def _open_tar(archive: tarfile.TarFile, path: Path) -> Source:
         name = _readable(info.name.encode("utf-8", "surrogateescape"))
         member = Member(name, info.size, f"{found.st_size}-{found.st_mtime_ns}", info)
         _add(source, member, info.isdir(), info.isreg() or info.isdir())
-    return _below_root(source)
+    return _below_root(source, bare)
 
 
 def _add(source: Source, member: Member, is_folder: bool, is_regular: bool) -> None:
@@ -177,7 +184,7 @@ def _add(source: Source, member: Member, is_folder: bool, is_regular: bool) -> N
             source.members.append(replace(member, name="/".join(parts)))
 
 
-def _below_root(source: Source) -> Source:
+def _below_root(source: Source, bare: bool) -> Source:
     """Only what is below the splits, with names that begin there; of members of one name the last, as tar does."""
 
     def folders_at(inner: str) -> list[str]:
@@ -187,9 +194,13 @@ def _below_root(source: Source) -> Source:
 
     root = _find_root(folders_at)
     source.top = sorted(folders_at(root))
-    within = tuple(f"{root}{split}/" for split in SPLITS)
-    source.folders = {name[len(root) :] for name in source.folders if f"{name}/".startswith(within)}
-    named = {member.name[len(root) :]: member for member in source.members if member.name.startswith(within)}
+    within: tuple[str, ...] = tuple(f"{root}{split}/" for split in SPLITS)
+    around = ""
+    if bare and source.top and not set(source.top) & set(SPLITS):
+        within, around = (root,), "train/"
+    folders = {name[len(root) :] for name in source.folders if f"{name}/".startswith(within)} - {""}
+    source.folders = {around + name for name in folders} | ({"train"} if around else set())
+    named = {around + member.name[len(root) :]: member for member in source.members if member.name.startswith(within)}
     source.members = [replace(member, name=name) for name, member in named.items()]
     return source
 

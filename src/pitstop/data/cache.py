@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pitstop import files
 from pitstop.data.images import ImageSet
-from pitstop.data.locks import exclusive
 from pitstop.errors import UserError
+from pitstop.locks import exclusive
 
 METADATA_KEY = "pitstop"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pitstop.data.images import ImageSet
 from pitstop.errors import UserError
-from pitstop.randomness import permutation
+from pitstop.randomness import RESAMPLE, draws, key, permutation
 
 Augment = Callable[[Tensor, Tensor], Tensor]  # uint8 images_BCHW, positions_B -> float32 images_BCHW, normalised
 # (images_BCHW, labels_B, step) of a slice, whose first image is at an even place of the batch -> images_BCHW, targets
@@ -55,14 +55,16 @@ class Batch:
 class Stream:
     """Step s reads the positions s*B .. (s+1)*B - 1, whoever computes them.
 
-    Position p is sample `permutation(seed, p // N)[p % N]`. Batches run across epoch borders: no short batch, no
-    dropped sample. Rank r of W takes its slice of each batch, in micro-batches of about equal size.
+    Position p is sample `permutation(seed, p // N)[p % N]`; with weights it is drawn by them, for each position anew.
+    Batches run across epoch borders: no short batch, no dropped sample. Rank r of W takes its slice of each batch, in
+    micro-batches of about equal size.
 
     Args:
         length: N, samples in an epoch.
         batch_size: B, of all ranks together.
         micro_batch: most images at once (one more where the slice is odd); 0: the whole slice.
         device: where positions and indices are wanted.
+        weights_N: how often each sample is drawn, relative to the others; None: once an epoch.
 
     Raises:
         UserError: fewer than two images for each rank.
@@ -78,6 +80,7 @@ class Stream:
         world: int = 1,
         micro_batch: int = 0,
         device: torch.device | str = "cpu",
+        weights_N: Tensor | None = None,
     ) -> None:
         if batch_size < 2 * world:
             raise UserError(
@@ -89,6 +92,8 @@ class Stream:
         borders = cut(batch_size, world)
         self.start, self.stop = borders[rank], borders[rank + 1]
         self._orders: dict[int, Tensor] = {}
+        # On the CPU and in sequence, whatever the device: the sums are the same bits everywhere.
+        self._sums_N = None if weights_N is None else weights_N.double().cpu().cumsum(0)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -105,7 +110,15 @@ class Stream:
     def positions(self, step: int) -> tuple[Tensor, Tensor]:
         """int64 positions_N of this rank's slice of a step, and the indices_N of their samples."""
         start, stop = step * self.batch_size + self.start, step * self.batch_size + self.stop
-        return torch.arange(start, stop, device=self._device), self._indices(start, stop)
+        positions_N = torch.arange(start, stop, device=self._device)
+        return positions_N, self._indices(start, stop) if self._sums_N is None else self._drawn(positions_N)
+
+    def _drawn(self, positions_N: Tensor) -> Tensor:
+        """int64 indices, each drawn by the weights: the inverse of their distribution at a number of 48 random bits."""
+        assert self._sums_N is not None
+        high_N, low_N = draws(key(RESAMPLE, self.seed), positions_N.cpu(), 2).double().unbind(1)
+        drawn_N = torch.searchsorted(self._sums_N, (high_N + low_N * 2.0**-24) * self._sums_N[-1], right=True)
+        return drawn_N.to(self._device)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
