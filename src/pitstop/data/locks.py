@@ -1,5 +1,0 @@
-"""Moved to `pitstop.locks`."""
-
-from pitstop.locks import exclusive
-
-__all__ = ["exclusive"]
