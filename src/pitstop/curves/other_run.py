@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def require(tracker: str) -> None:
 
 class OtherRun:
     """The run at TensorBoard, trackio, SwanLab or MLflow. They cannot be asked how many rows they have: the number that
-    was sent is kept in curves/<tracker>.json, after each batch. So no row is left out, and what was sent right before a
-    kill -9 is sent again, with the same step and the same values.
+    they surely have is kept in curves/<tracker>.json. So after a kill -9 rows may be sent again, with the same step and
+    the same values, and none is missing. TensorBoard's files are ours: each attempt writes them anew.
 
     Raises:
         Exception: whatever the tracker raises.
@@ -52,9 +53,13 @@ class OtherRun:
         PartialState(cpu=True)
         self._kept = run / "curves" / f"{target.tracker}.json"
         self._kept.parent.mkdir(exist_ok=True)
+        if target.tracker == "tensorboard":
+            shutil.rmtree(run / "tensorboard", ignore_errors=True)
+            self._kept.unlink(missing_ok=True)
         state: dict[str, Any] = read_json(self._kept) if self._kept.exists() else {"rows": 0, "id": None}
         self.has: int = state["rows"]
         self.url = ""
+        self._writes_at_once = target.tracker == "mlflow"  # the others do in threads of theirs: lost at a kill (seen)
         about = About.of(run)
         arguments = _arguments(run, target, about, state["id"])
         self._tracker: Any = LOGGER_TYPE_TO_CLASS[target.tracker](**arguments)
@@ -74,12 +79,13 @@ class OtherRun:
             sent = {name: value for name, value in values(row).items() if isinstance(value, int | float)}
             sent.pop("_timestamp", None)
             self._tracker.log(sent, step=row["step"])
-        if rows:
-            self.has += len(rows)
+        self.has += len(rows)
+        if rows and self._writes_at_once:
             self._keep()
 
     def finish(self, exit_code: int) -> None:
         self._tracker.finish()
+        self._keep()
 
 
 def _arguments(run: Path, target: Target, about: About, kept: str | None) -> dict[str, Any]:
