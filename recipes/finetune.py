@@ -28,7 +28,7 @@ class Config(RecipeConfig):
     weights: str = "pretrained"
     """pretrained (timm's), none, or a file (.safetensors, .pth), or final/ or best/ of another run"""
     stem: Literal["auto", "small", "imagenet"] = "auto"
-    """small: 3x3 and no max-pool; imagenet: timm's own; auto: small for images under 64 pixels without timm's weights"""
+    """small: 3x3 and no max-pool; imagenet: timm's own; auto: small under 64 pixels without timm's weights"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """adamw wants a --peak_lr of about 0.001"""
     freeze_epochs: float = Field(1.0, ge=0)
@@ -59,19 +59,45 @@ class Config(RecipeConfig):
     """look through all files first, and leave out what cannot be read"""
 
 
+def batches_of(config: Config, session, train, augment):
+    """The stream of random crops; rare classes more often, pictures mixed, as the flags say."""
+    from pitstop import balance, data
+    from pitstop.crops import RandomCrop
+    from pitstop.mix import Mix
+
+    mixed = {"mixup": config.mixup, "cutmix": config.cutmix}
+    return data.PhotoBatches(
+        train,
+        config.batch_size,
+        seed=config.seed,
+        crop=RandomCrop(config.image_size, config.seed, min_scale=config.crop_scale, augment=config.augment),
+        augment=augment,
+        mix=Mix(len(train.classes), config.seed, **mixed) if any(mixed.values()) else None,
+        weights_N=balance.sample_weights(train.labels_N) if config.class_weights == "resample" else None,
+        **session.slice,
+    )
+
+
+def criterion_of(config: Config, session, train):
+    """Cross entropy, summed; rare classes weigh more, as the flags say."""
+    from pitstop import balance
+
+    by_class = balance.class_weights(train.labels_N, len(train.classes)).to(session.device)
+    return balance.criterion(by_class if config.class_weights == "balanced" else None, config.label_smoothing)
+
+
 def main(config: Config) -> None:
     from copy import deepcopy
     from functools import partial
 
     from pitstop import augment, balance, data, models, optim, pretrained, weights
     from pitstop.accumulate import accumulate
-    from pitstop.crops import RandomCrop
     from pitstop.ema import Ema
     from pitstop.evaluate import evaluate
-    from pitstop.mix import Mix
     from pitstop.selection import Best
     from pitstop.session import Session
 
+    is_fresh = config.weights == "none"  # a backbone that knows nothing learns as its head does
     with Session.open(config, __file__) as session:
         reading = {"cache": config.cache, "check": config.check_data, "workers": config.workers}
         photos = data.load_photos(
@@ -81,41 +107,25 @@ def main(config: Config) -> None:
         look = {"classes": photos.train.classes, "image_size": config.image_size, "stem": stem}
         model = models.create(config.model, channels=3, seed=config.seed, **look)
         loaded = weights.bring(model, config.weights, name=config.model, may_write=not config.dry_run, say=session.say)
-        train, val, test = session.own(photos.train, photos.val, photos.test, weights=loaded)
-        model.to(session.device)
+        train, val, test = session.own(*photos.sets, held_out=photos.held_out, weights=loaded)
 
         mean, std = pretrained.normalisation(config.model)
         normalise = partial(augment.normalise, mean=mean, std=std)
-        mixed = {"mixup": config.mixup, "cutmix": config.cutmix}
-        batches = data.PhotoBatches(
-            train,
-            config.batch_size,
-            seed=config.seed,
-            crop=RandomCrop(config.image_size, config.seed, min_scale=config.crop_scale, augment=config.augment),
-            augment=lambda images_BCHW, positions_B: normalise(images_BCHW),
-            mix=Mix(len(train.classes), config.seed, **mixed) if any(mixed.values()) else None,
-            weights_N=balance.sample_weights(train.labels_N) if config.class_weights == "resample" else None,
-            **session.slice,
-        )
-        is_fresh = config.weights == "none"  # a backbone that knows nothing learns as its head does
+        batches = batches_of(config, session, train, lambda images_BCHW, positions_B: normalise(images_BCHW))
         frozen_steps = 0 if is_fresh or not config.freeze_epochs else batches.total_steps(config.freeze_epochs)
         make = {"sgd": optim.sgd, "adamw": optim.adamw}[config.optimizer]
+        model.to(session.device)
         optimizer = make(model, weight_decay=config.weight_decay, backbone_lr=1.0 if is_fresh else config.backbone_lr)
-        by_class = balance.class_weights(train.labels_N, len(train.classes))
-        criterion = balance.criterion(
-            by_class.to(session.device) if config.class_weights == "balanced" else None, config.label_smoothing
-        )
-
         ema = Ema(model, decay=config.ema) if config.ema else None
         judged = ema.module if ema else model
-        metric = balance.default_metric(train.labels_N) if config.metric == "auto" else config.metric
-        best = Best(metric, config.patience)
+        best = Best(
+            balance.default_metric(train.labels_N) if config.metric == "auto" else config.metric, config.patience
+        )
         model, optimizer = session.prepare(model, optimizer)
+        criterion = criterion_of(config, session, train)
         score = partial(evaluate, normalise=normalise, by_class=True, **session.evaluation)
         card = models.card(config.model, mean=mean, std=std, load_size=data.load_size(config.image_size), **look)
-        session.keep(best, judged, card)
-        if ema:
-            session.track(ema=ema)
+        session.keep(best, judged, card, **({"ema": ema} if ema else {}))
         session.restore(batches)
 
         for batch in batches.between(session.step, session.total_steps):

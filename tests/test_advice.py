@@ -37,7 +37,6 @@ def feed(one: advice.Watch, losses: list[float], *, accuracy: float = math.nan, 
 def test_a_healthy_run_hears_nothing() -> None:
     one = watch()
     assert advice.of_classes([500, 400, 300, 250], CLASSES, FULL) == []
-    assert advice.of_doubles({"train": ["a", "b"], "val": ["c"], "test": ["d"]}) == []
     assert advice.of_input([0.1, -0.2, 0.0], [0.9, 1.1, 1.0], "pretrained") == []
     losses = [1.39 * 0.9**number + 0.05 * (number % 2) for number in range(40)]
     assert feed(one, losses, waited=0.05) == []
@@ -56,13 +55,6 @@ def test_unbalanced_and_small_classes() -> None:
     assert "--augment strong" in lines[1]
     assert "--weights" not in lines[1], "it is pretrained already"
     assert "--" not in "".join(advice.of_classes([900, 31, 500, 300], CLASSES, PLAIN)), "the recipe has no such flags"
-
-
-def test_the_same_image_in_two_splits() -> None:
-    lines = advice.of_doubles({"train": ["a", "b", "c"], "val": ["x"], "test": ["b", "c", "y", "c"]})
-    assert len(lines) == 1
-    assert "2 images are in train and in test" in lines[0]
-    assert "75.0 % of test" in lines[0]
 
 
 @pytest.mark.parametrize(

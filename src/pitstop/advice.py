@@ -52,25 +52,6 @@ def of_classes(counts: Sequence[int], classes: Sequence[str], flags: Flags) -> l
     return lines
 
 
-def of_doubles(digests: Mapping[str, Sequence[str]]) -> list[str]:
-    """Before the first step: the same image in two splits makes the figures too good.
-
-    Args:
-        digests: split -> a hash of the content of each of its images.
-    """
-    lines, splits = [], list(digests)
-    for number, one in enumerate(splits):
-        for other in splits[number + 1 :]:
-            common = set(digests[one]) & set(digests[other])
-            if common:
-                share = sum(digest in common for digest in digests[other]) / len(digests[other])
-                lines.append(
-                    f"{len(common):,} images are in {one} and in {other} alike ({100 * share:.1f} % of {other}): what "
-                    f"is measured on {other} is too good by as much; delete them from one of the two"
-                )
-    return lines
-
-
 class Watch:
     """Looks at the rows of one attempt, and says each thing once."""
 

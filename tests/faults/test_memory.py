@@ -14,10 +14,11 @@ import pytest
 from faults.harness import Run, assert_same
 
 STEP = 8
-STEPS = 26  # of 20 images each
+STEPS = 13  # of 20 images each
+SHORT = ("--epochs", "1.5")
 PROBE = {"PITSTOP_TEST_PROBE_ON_CPU": "1"}
 FP16 = {"PITSTOP_TEST_EMULATE_FP16": "1"}
-KEEP = ("--save_every", "1steps", "--keep", "99")
+KEEP = (*SHORT, "--save_every", "1steps", "--keep", "99")
 
 
 def from_step(tiny: Callable[..., Run], images: int, *flags: str, **options: Any) -> Run:
@@ -44,7 +45,7 @@ def micro_batches(run: Run) -> list[int]:
     [
         (("--clip_grad_norm", "1"), {"MEMORY_IN": "forward"}),
         ((), {"MEMORY_IN": "backward"}),
-        pytest.param(("--precision", "fp16", "--clip_grad_norm", "0.5"), FP16, marks=pytest.mark.slow),
+        pytest.param(("--precision", "fp16", "--clip_grad_norm", "0.5"), FP16, marks=pytest.mark.slow),  # and the scale
     ],
 )
 def test_in_the_middle(flags: tuple[str, ...], env: dict[str, str], tiny: Callable[..., Run]) -> None:
@@ -78,24 +79,24 @@ def test_with_batches_that_were_cut_before(tiny: Callable[..., Run]) -> None:
 
 def test_the_probe_changes_nothing(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """Neither statistics, nor gradients, nor generators; on three ranks neither the buckets of DDP."""
-    run = tiny(**PROBE)
+    run = tiny(*SHORT, **PROBE)
     run.finish()
-    assert_same(run, clean())
-    run = tiny(ranks=3, **PROBE)
+    assert_same(run, clean(*SHORT))
+    run = tiny(*SHORT, ranks=3, **PROBE)
     run.killed("step:9")
     run.finish()
-    assert_same(run, clean(ranks=3))
+    assert_same(run, clean(*SHORT, ranks=3))
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_probe_finds_out(ranks: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """Before the first step; of several ranks the smallest answer counts."""
-    run = tiny(ranks=ranks, **PROBE)
+    run = tiny(*SHORT, ranks=ranks, **PROBE)
     run.finish(MEMORY="5", MEMORY_RANK=str(ranks - 1))
-    micro_batch = {1: 4, 3: 4}[ranks]  # 20 -> 10 -> 4, and 8 -> 4
-    assert_same(run, clean("--micro_batch", str(micro_batch), ranks=ranks))
+    micro_batch = 4
+    assert_same(run, clean(*SHORT, "--micro_batch", str(micro_batch), ranks=ranks))
     probes = shortages(run)
-    assert probes[-1][2] == micro_batch
+    assert [(a, b) for _, a, b, _ in probes] == {1: [(20, 10), (10, 4)], 3: [(8, 4)]}[ranks]
     assert {(where, step) for where, _, _, step in probes} == {("probe", 0)}
     assert run.events("shape_changed") == []
     assert run.events("start")[0]["shape"]["micro_batch"] == micro_batch
@@ -103,7 +104,7 @@ def test_the_probe_finds_out(ranks: int, tiny: Callable[..., Run], clean: Callab
 
 def test_the_next_attempt_keeps_it(tiny: Callable[..., Run]) -> None:
     """It does not try again what is known to fail, though the checkpoint is older; until it is asked for by name."""
-    run = tiny("--save_every", "5steps")
+    run = tiny(*SHORT, "--save_every", "5steps")
     run.go(MEMORY=f"10@{STEP}-{STEPS}", KILL_AT="step:9", SAVES_WAIT="1")
     assert micro_batches(run) == [0]
     run.go(MEMORY="10@0-3", KILL_AT="step:12", SAVES_WAIT="1")
@@ -117,16 +118,19 @@ def test_the_next_attempt_keeps_it(tiny: Callable[..., Run]) -> None:
 
 def test_a_smaller_device_and_a_larger_one(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """The same samples in the same order, the same batch, the same learning rates."""
-    run = tiny(**PROBE)
-    run.killed("step:9", SAVES_WAIT="1", MEMORY="10")
-    run.killed("step:17", SAVES_WAIT="1", MEMORY="4")
+    run = tiny(*KEEP, **PROBE)
+    run.killed("step:5", SAVES_WAIT="1", MEMORY="10")
+    run.killed("step:9", SAVES_WAIT="1", MEMORY="4")
     run.finish()
     assert [event["shape"]["micro_batch"] for event in run.events("start")] == [10, 4, 4]
-    assert run.samples() == clean().samples()
-    rates = [[row["lr"] for row in r.rows() if row["kind"] == "train"] for r in (run, clean())]
+    assert [event["changes"] for event in run.events("shape_changed")] == [["micro_batch: 10 -> 4"]]
+    plain = clean(*SHORT)
+    assert run.samples() == plain.samples()
+    rates = [[row["lr"] for row in r.rows() if row["kind"] == "train"] for r in (run, plain)]
     assert rates[0] == rates[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_one_of_three_ranks_in_the_middle(rank: int, tiny: Callable[..., Run]) -> None:
     """The others wait for it in a sum: all end within seconds, not after the group's ten minutes; the next attempt
@@ -167,10 +171,10 @@ def test_in_the_update(tiny: Callable[..., Run]) -> None:
     assert shortages(run) == [("update", 20, 10, STEP - 1)]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_in_an_evaluation(ranks: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """Halved, and it goes on; what it says of each image is the same, and training does not change."""
-    run, other = tiny(ranks=ranks), clean(ranks=ranks)
+    run, other = tiny(*SHORT, ranks=ranks), clean(*SHORT, ranks=ranks)
     run.finish(MEMORY="5", MEMORY_IN="evaluation", MEMORY_RANK="0")
     assert run.final() == other.final()
     evaluations = [[row for row in r.rows() if row["kind"] == "eval"] for r in (run, other)]
@@ -206,7 +210,7 @@ def test_the_floor(ranks: int, env: dict[str, str], tiny: Callable[..., Run]) ->
 
 def test_the_floor_of_an_evaluation(tiny: Callable[..., Run]) -> None:
     """Not even one image; and how much larger the model is than it must be is said."""
-    run = tiny(MEMORY="0.5", MEMORY_IN="evaluation")
+    run = tiny(*SHORT, MEMORY="0.5", MEMORY_IN="evaluation")
     assert run.go().codes == [76]
     assert "out of memory with 1 image at once" in run.status()["reason"]
     assert run.status()["restart"] == "person"

@@ -31,10 +31,10 @@ def pictures(number: int, channels: int = 3) -> list[np.ndarray]:
 
 def test_by_its_definition(run: Path) -> None:
     """The weight of a channel is the mean slope of what was said along its map: here by small changes of the map."""
-    found = grad_cam(run, "final", pictures(2))
+    found = grad_cam(run, "final", pictures(8))
     model, card = models.load(run / "final")
     assert found.layer == "layer4"
-    images_BCHW = torch.from_numpy(np.stack(pictures(2)).transpose(0, 3, 1, 2).copy())
+    images_BCHW = torch.from_numpy(np.stack(pictures(8)).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         maps_BCHW = model.forward_features(normalise(images_BCHW, card["mean"], card["std"])).double()
         head = model.double().forward_head
@@ -44,7 +44,9 @@ def test_by_its_definition(run: Path) -> None:
             raised = maps_BCHW.clone()
             raised[:, channel] += 1e-3
             weights_BC[:, channel] = (head(raised) - head(maps_BCHW)).gather(1, said_B[:, None])[:, 0]
-        expected_BHW = torch.relu((weights_BC[:, :, None, None] * maps_BCHW).sum(1))
+        expected_BHW = (weights_BC[:, :, None, None] * maps_BCHW).sum(1)
+        assert (expected_BHW < 0).any(), "or the test would not see that it is cut off at 0"
+        expected_BHW = torch.relu(expected_BHW)
         expected_BHW = nn.functional.interpolate(expected_BHW[:, None], (64, 64), mode="bilinear")[:, 0]
         expected_BHW /= expected_BHW.amax((1, 2), keepdim=True).clamp(min=1e-12)
     assert found.size == tuple(maps_BCHW.shape[2:])

@@ -39,6 +39,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
+        self.drawn: list[str] = []  # the text of figures
         self._open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -49,6 +50,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] != "style" and data.strip():
             self.text.append(" ".join(data.split()))
+            if self._open[-1] == "text":
+                self.drawn.append(data)
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +135,7 @@ def test_names_of_the_user_are_text(run: Path) -> None:
     assert not [attributes for _, attributes in page.tags if "onload" in attributes]
     for name in NASTY:
         assert " ".join(name.split()) in page.text
+    assert r"$\frac$" in page.drawn, "as it is, not as a formula"
 
 
 def test_without_predictions(run: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pitstop.data.archive import ARCHIVE_SUFFIXES, Member, open_source
 from pitstop.data.cache import Shelf
 from pitstop.data.decode import MAX_FILE_BYTES, quiet_pillow
+from pitstop.data.doubles import doubles
 from pitstop.data.listing import (
     Layout,
     arrange,
@@ -56,6 +57,15 @@ class Photos:
     notes: tuple[str, ...]
     held_out: dict[str, Any] | None
 
+    @property
+    def sets(self) -> tuple[PhotoSet, PhotoSet, PhotoSet | None]:
+        return self.train, self.val, self.test
+
+    @property
+    def splits(self) -> dict[str, PhotoSet]:
+        """Those that are there, by name."""
+        return {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
+
     def to(self, device: torch.device) -> "Photos":
         test = self.test.to(device) if self.test else None
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=test)
@@ -87,15 +97,8 @@ def load_photos(
     Raises:
         UserError: nothing at `spec`, another layout, fewer than two classes, more than a tenth of the images unusable.
     """
-    path = Path(spec).expanduser().absolute()
-    if not spec or not path.exists():
-        raise UserError(
-            f"There is no folder or archive {spec!r}. --data takes the path of a folder or an archive "
-            f"({', '.join(ARCHIVE_SUFFIXES)}). {LAYOUT}"
-        )
     data_dir = Path(os.environ.get("PITSTOP_DATA_DIR") or "data").expanduser()
-    if (path.is_dir() or path.name.lower().endswith(ARCHIVE_SUFFIXES)) and not has_random_access(path):
-        path = unpacked(path, data_dir / "unpacked", may_write=may_write, say=say) or path
+    path = _source_path(spec, data_dir, may_write, say)
     with open_source(path, bare=True) as source:
         layout = arrange(source, path, ROLES, required=("train",), expected=LAYOUT)
     for note in layout.notes:
@@ -114,7 +117,24 @@ def load_photos(
     if cache and may_write:
         key = content_key(layout, CACHE_VERSION, pictures.shorter, _decoders())
         pictures.pixels = _cached(pictures, key, folder, processes, say)
-    return _photos(layout, skipped, pictures, path, image_size, seed, workers, [*layout.notes, *notes], say)
+    photos = _photos(layout, skipped, pictures, path, image_size, seed, workers, [*layout.notes, *notes], say)
+    if check:
+        for line in doubles(photos.splits):
+            say(f"advice: {line}")
+    return photos
+
+
+def _source_path(spec: str, data_dir: Path, may_write: bool, say: Callable[[str], None]) -> Path:
+    """Where the photos of `spec` can be read one by one: a compressed tar is unpacked first, once."""
+    path = Path(spec).expanduser().absolute()
+    if not spec or not path.exists():
+        raise UserError(
+            f"There is no folder or archive {spec!r}. --data takes the path of a folder or an archive "
+            f"({', '.join(ARCHIVE_SUFFIXES)}). {LAYOUT}"
+        )
+    if (path.is_dir() or path.name.lower().endswith(ARCHIVE_SUFFIXES)) and not has_random_access(path):
+        return unpacked(path, data_dir / "unpacked", may_write=may_write, say=say) or path
+    return path
 
 
 def _decoders() -> list[str | None]:

@@ -69,7 +69,8 @@ def export(weights: Path, name: str, target: Path) -> str:
             for file in files:
                 _place(file, target.with_name(file.name))
     except RuntimeError as error:  # what torch raises at an operation that it cannot bring into a format
-        raise UserError(f"{card['model']} cannot be exported as {name}: {error}. Try another --format.") from error
+        reason = str(error)[:500]
+        raise UserError(f"{card['model']} cannot be exported as {name}; try another --format. {reason}") from error
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error}): say --output.") from error
     return "\n".join(

@@ -34,19 +34,16 @@ def _example(about: dict[str, Any]) -> Tensor:
 def _to_onnx(model: nn.Module, about: dict[str, Any], file: Path) -> list[Path]:
     import onnx  # an extra
 
+    # Each torch by the exporter that is its default: the later one of torch 2.6 breaks with today's onnxscript, the
+    # earlier one is deprecated in torch 2.9.
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9):
+        free: dict[str, Any] = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    else:
+        free = {"dynamo": False, "dynamic_axes": {"images": {0: "batch"}, "logits": {0: "batch"}}}
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own insides
-        torch.onnx.export(
-            model,
-            (_example(about),),
-            file,
-            dynamo=True,  # the other exporter is deprecated
-            external_data=False,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+        torch.onnx.export(model, (_example(about),), str(file), external_data=False, verbose=False, **names, **free)
     proto = onnx.load(file)
     onnx.helper.set_model_props(proto, {"pitstop": canonical_json(about)})
     onnx.save(proto, file)

@@ -13,7 +13,7 @@ from pitstop import advice
 from pitstop.checkpoint import to_bytes, write_final
 from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
-from pitstop.files import new_directory, read_json, write_new
+from pitstop.files import new_directory, read_json, write_json, write_new
 from pitstop.selection import Best
 from pitstop.session.attempt import Attempt
 
@@ -79,13 +79,15 @@ class Results:
         self._card: dict[str, Any] = {}
         self._classes: tuple[str, ...] = ()
 
-    def given(self, train: DataSet, others: Sequence[DataSet]) -> dict[str, Any]:
+    def given(self, train: DataSet, others: Sequence[DataSet], held_out: Any) -> dict[str, Any]:
         """The data are known: says what is to be said of them, before anything is paid for; returns what identifies
         them."""
         self._classes = train.classes
         counts = torch.bincount(train.labels_N.cpu(), minlength=len(train.classes)).tolist()
         self._watch = advice.Watch(self._flags, counts, train.classes)
         self._advise(advice.of_classes(counts, train.classes, self._flags))
+        if held_out and self._attempt.leads and self._attempt.run.is_open:
+            write_json(self._attempt.run.path / "held_out.json", held_out)
         known = [each.fingerprint for each in (train, *others)]
         alike = all(fingerprint == known[0] for fingerprint in known)
         return known[0] if alike else {"train": known[0], "test": known[-1]}

@@ -90,19 +90,20 @@ class Session:
         """Prints a line, once for all ranks, and keeps it in train.log."""
         self._attempt.say(text)
 
-    def own(self, train: S, *others: S | None, **also: Any) -> tuple[S | None, ...]:
+    def own(self, train: S, *others: S | None, held_out: Any = None, **also: Any) -> tuple[S | None, ...]:
         """Makes the data part of what defines the run, and resident on the device; None (no test set) stays None.
 
         Args:
-            also: JSON values that define it as well, by name: where the weights are from, say.
+            held_out: which images were taken out of train, written down in held_out.json.
+            also: JSON values that define the run as well, by name: where the weights are from, say.
         """
-        self._attempt.owns(self._results.given(train, [each for each in others if each]) | also)
+        self._attempt.owns(self._results.given(train, [each for each in others if each], held_out) | also)
         return tuple(each and each.to(self.device) for each in (train, *others))
 
-    def keep(self, best: Best, judged: nn.Module, card: dict[str, Any]) -> None:
+    def keep(self, best: Best, judged: nn.Module, card: dict[str, Any], **owners: state.Stateful) -> None:
         """The best weights of `judged`, the model that is evaluated, are kept in best/, whatever happens. Before
-        `restore`."""
-        self.track(best=best)
+        `restore`; `owners` as for `track`."""
+        self.track(best=best, **owners)
         self._results.keep(best, judged, card)
 
     def track(self, **owners: state.Stateful) -> None:
