@@ -107,7 +107,7 @@ def main(config: Config) -> None:
         look = {"classes": photos.train.classes, "image_size": config.image_size, "stem": stem}
         model = models.create(config.model, channels=3, seed=config.seed, **look)
         loaded = weights.bring(model, config.weights, name=config.model, may_write=not config.dry_run, say=session.say)
-        train, val, test = session.own(*photos.sets, held_out=photos.held_out, weights=loaded)
+        train, val, test = session.own(photos.train, photos.val, photos.test, held_out=photos.held_out, weights=loaded)
 
         mean, std = pretrained.normalisation(config.model)
         normalise = partial(augment.normalise, mean=mean, std=std)

@@ -58,10 +58,6 @@ class Photos:
     held_out: dict[str, Any] | None
 
     @property
-    def sets(self) -> tuple[PhotoSet, PhotoSet, PhotoSet | None]:
-        return self.train, self.val, self.test
-
-    @property
     def splits(self) -> dict[str, PhotoSet]:
         """Those that are there, by name."""
         return {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
