@@ -1,10 +1,17 @@
 """What tests share: the warm process, and runs that nobody interrupted."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from faults.harness import Run, Warm
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_reports() -> None:
+    """A report costs seconds: runs that tests start leave none unless they ask for it."""
+    os.environ["PITSTOP_REPORT"] = "no"
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,8 @@ class RecipeConfig(BaseModel):
     """of --price and --budget"""
     budget: float = operational(0.0, ge=0)
     """stop when all attempts together have cost so much; 0: no limit"""
+    report: bool = from_environment("PITSTOP_REPORT", "true")
+    """make the report when the run is finished, if pitstop[report] is installed"""
     tracker: Literal["wandb", "tensorboard", "trackio", "swanlab", "mlflow", "none"] = operational("wandb")
     """where curves are shown; metrics.jsonl is written always"""
     wandb_project: str = operational("pitstop", min_length=1)

@@ -24,7 +24,8 @@ from pitstop.supervise.command import build
 
 NOT_REPLAYED = {  # flags that say where and how long, not what
     *("name", "runs_dir", "accept_change", "dry_run", "save_every", "mtbf", "keep", "store", "cloud", "max_hours"),
-    *("price", "currency", "budget", "tracker", "wandb_project"),
+    *("price", "currency", "budget", "tracker", "wandb_project", "wandb_entity", "wandb_group"),
+    *("wandb_tags", "wandb_artifact", "estimate", "finish_by", "report"),
 }
 LOOK_SECONDS = 0.2
 END_SECONDS = 60.0

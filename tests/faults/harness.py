@@ -66,7 +66,13 @@ class Warm:
         self._ready = threading.Event()
         self._write = threading.Lock()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PITSTOP_", "WANDB_", "ACCELERATE_"))}
-        self._environment = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", **environment, **env}
+        self._environment = {
+            "CUDA_VISIBLE_DEVICES": "",
+            "WANDB_MODE": "offline",
+            "PITSTOP_REPORT": "no",
+            **environment,
+            **env,
+        }
         self._process = subprocess.Popen(
             [sys.executable, TESTS / "faults" / "warm.py"],
             stdin=subprocess.PIPE,

@@ -166,26 +166,3 @@ def test_a_worker_that_fails(fault: str, words: str, tiny: Callable[..., Run], c
     assert saved == run.checkpoints()
     run.finish()
     assert_same(run, clean())
-
-
-def test_a_device_without_memory(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
-    """The checkpoint is untouched, and with smaller micro-batches the run goes on."""
-    run = tiny(*SAVES)
-    job = run.go(OUT_OF_MEMORY_AT="8")
-    assert job.codes == [76], job.text
-    assert "out of memory" in job.text
-    status = run.status()
-    assert (status["state"], status["restart"], status["step"]) == ("stopped", "person", 7)
-    assert "out of memory" in status["reason"]
-    assert run.checkpoints() == ["step-00000005"]
-    run.finish("--micro_batch", "6")
-    assert [event["step"] for event in run.events("restore")] == [5]
-    assert run.samples() == clean().samples()
-
-
-def test_a_device_without_memory_names_the_knob(tiny: Callable[..., Run]) -> None:
-    run = tiny(*SAVES)
-    job = run.go(OUT_OF_MEMORY_AT="8")
-    assert "--micro_batch" in job.text
-    assert "--micro_batch" in run.status()["reason"]
-    assert run.status()["restart"] == "person"

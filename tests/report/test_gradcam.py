@@ -19,6 +19,10 @@ LOOK = {"classes": ("a", "b", "c"), "image_size": 64, "stem": "small"}
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     model = models.create("test_resnet", channels=3, seed=0, **LOOK)
+    head = model.get_classifier()
+    with torch.no_grad():  # the class that is said has channels, and so places, that speak for it and against it
+        head.weight[0] = torch.tensor([1.0, -1.0]).repeat(head.in_features // 2)
+        head.bias[0] = 100.0
     write_final(
         tmp_path / "final", model.state_dict(), models.card("test_resnet", mean=[0.5] * 3, std=[0.2] * 3, **LOOK)
     )

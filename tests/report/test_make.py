@@ -25,6 +25,7 @@ NASTY = [
     'a & b" onload="x',
     "$x_1$ \\frac",
     "{{ w }}",
+    r"$\frac$",
     "a name that is much too long for it",
 ]
 CHINESE = ["飞机", "汽车", "鸟"]

@@ -114,9 +114,8 @@ def load_photos(
         key = content_key(layout, CACHE_VERSION, pictures.shorter, _decoders())
         pictures.pixels = _cached(pictures, key, folder, processes, say)
     photos = _photos(layout, skipped, pictures, path, image_size, seed, workers, [*layout.notes, *notes], say)
-    if check:
-        for line in doubles(photos.splits):
-            say(f"advice: {line}")
+    for line in doubles(photos.splits) if check else ():
+        say(f"advice: {line}")
     return photos
 
 

@@ -19,7 +19,10 @@ def where(run: Path) -> str:
     return (
         f"  the model     {run / 'final' / 'model.safetensors'} (with model.json)\n"
         f"  the curves    {run / 'metrics.jsonl'}\n"
-        f"  what happened {run / 'events.jsonl'}, {run / 'train.log'}"
+        f"  what happened {run / 'events.jsonl'}, {run / 'train.log'}\n"
+        f"  next          pitstop report {run}\n"
+        f"                pitstop predict {run} PICTURES\n"
+        f"                pitstop export {run} --format onnx"
     )
 
 
@@ -39,10 +42,12 @@ def bill(status: dict[str, Any]) -> str:
 
 
 def finished(run: Path, status: dict[str, Any]) -> str:
+    """The result, the bill, and what to type next."""
+    unseen = " (on val, which has chosen the weights: no separate test set)" if status.get("split") == "val" else ""
     attempts = status.get("attempt", 1)
     return (
         f"{run.name} is finished after {status.get('total_steps')} steps in {attempts} attempt{'s'[: attempts != 1]}: "
-        f"{result_line(status.get('result', {}))}\n  {bill(status)}\n{where(run)}"
+        f"{result_line(status.get('result', {}))}{unseen}\n  {bill(status)}\n{where(run)}"
     )
 
 

@@ -1,7 +1,10 @@
 """What becomes of figures beside their rows: predictions/, which the report reads, best/, and advice."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +18,11 @@ from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
 from pitstop.files import new_directory, read_json, write_json, write_new
 from pitstop.selection import Best
+from pitstop.session import messages
 from pitstop.session.attempt import Attempt
 
 NUM_PICTURES = 24  # of each kind
+REPORT_SECONDS = 120.0  # they are paid for
 
 
 def worth_a_look(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
@@ -141,6 +146,23 @@ class Results:
         write_final(self._attempt.run.path / "final", judged.state_dict(), card)
         if isinstance(result, Evaluation):
             self._write_predictions(result, step, split, "best" if self._best else "final")
+
+    def told(self) -> None:
+        """The run is finished: says how, and leaves a report."""
+        run = self._attempt.run
+        self._attempt.say(messages.finished(run.path, run.status()))
+        if not self._flags.config.report or find_spec("matplotlib") is None:
+            return
+        argv = [sys.executable, "-m", "pitstop.cli", "report", str(run.path)]  # its memory is its own, and its errors
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=REPORT_SECONDS, check=False)
+            made, words = done.returncode == 0, (done.stdout or done.stderr).strip().splitlines()[-1:]
+        except (OSError, subprocess.TimeoutExpired) as error:
+            made, words = False, [str(error)]
+        if not made:
+            self._attempt.say(f"no report was made ({' '.join(words)}): pitstop report {run.path}")
+        else:
+            self._attempt.say(f"  the report    {run.path / 'report' / 'report.html'}")
 
     def _write_predictions(self, result: Evaluation, step: int, split: str, weights: str) -> None:
         about = {"step": step, "split": split, "weights": weights, "classes": list(self._classes)}

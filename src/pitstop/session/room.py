@@ -123,21 +123,24 @@ class Room:
             error = StoppedError(self._knobs(shortage))
         elif together or shortage.where == "update":
             error = NextAttemptError(messages.next_attempt(shortage, step, rank))
-        if self._attempt.leads:
-            self._attempt.run.event(OUT_OF_MEMORY, **note)
+        self._write(OUT_OF_MEMORY, note)
         if error:
             if self._alarm and shortage.where != "probe":  # of which all ranks know
                 self._alarm.ring({"note": note, "code": error.exit_code, "text": str(error)})
             raise error
         self._attempt.say(messages.fewer_images(shortage, step))
-        if shortage.where == "training" and self._attempt.leads:
+        if shortage.where == "training":
             changes = [f"micro_batch: {self.memory.micro_batch} -> {shortage.fewer}"]
-            self._attempt.run.event("shape_changed", step=step, changes=changes)
+            self._write("shape_changed", {"step": step, "changes": changes})
+
+    def _write(self, event: str, fields: dict[str, Any]) -> None:
+        if self._attempt.leads and self._attempt.run.is_open:  # an estimate writes nothing
+            self._attempt.run.event(event, **fields)
 
     def _heard(self, rung: dict[str, Any]) -> NoReturn:
         """Another rank cannot go on. In a thread, while this rank's training waits for it: so the process ends here."""
         if self._attempt.leads:
-            self._attempt.run.event(OUT_OF_MEMORY, **rung["note"])
+            self._write(OUT_OF_MEMORY, rung["note"])
             errors = (StoppedError, NextAttemptError)
             self._attempt.refused(next(kind for kind in errors if kind.exit_code == rung["code"])(rung["text"]))
         else:

@@ -245,6 +245,6 @@ class Session:
             self._results.finished(self.step, result, split or "test", judged or self._model, card)
             self._metrics.sync()
             self._attempt.recorded(self._metrics.flush())
-            self._attempt.ended("finished", "", FINISHED, result=dict(result))
-            self.say(messages.finished(self._attempt.run.path, self._attempt.run.status()))
+            self._attempt.ended("finished", "", FINISHED, result=dict(result), split=split or "test")
+            self._results.told()
         self._place.part()
