@@ -6,6 +6,9 @@ OLDEST = torch==2.6.0 torchvision==0.21.0 accelerate==1.3.0 timm==1.0.13 safeten
          pillow==10.0.0 pydantic==2.7.0 fire==0.7.0 tqdm==4.66.0 scikit-learn==1.4.0 wandb==0.31.0 \
          obstore==0.7.0
 
+# Most tests wait for something, so several go on beside each other (BESIDE= for one after the other).
+BESIDE ?= -n 2 --dist worksteal
+
 .PHONY: setup check test storm bench format oldest
 
 setup:  ## .venv with pitstop and the tools; a torch that is already in it stays
@@ -16,12 +19,13 @@ check:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q $(BESIDE)
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(BESIDE)
 
-storm:  ## 500 restarts, each ended by kill -9 (RESTARTS=100 for fewer): the same bits, nothing leaked
+storm:  ## killed before every call of a run; 500 restarts (RESTARTS=100 for fewer): the same bits, nothing leaked
+	PITSTOP_TEST_SWEEP=all $(PYTHON) -m pytest -q tests/faults/test_calls.py
 	$(PYTHON) tests/faults/storm.py --restarts $(or $(RESTARTS),500)
 
 bench:  ## prints tables, asserts nothing
@@ -34,4 +38,4 @@ format:
 oldest:  ## the tests with the oldest versions, in an environment of their own
 	python3 -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install -e '.[test]' $(OLDEST)
-	.venv-oldest/bin/python -m pytest -q
+	.venv-oldest/bin/python -m pytest -q $(BESIDE)

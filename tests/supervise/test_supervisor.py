@@ -182,7 +182,10 @@ sleep_until("go")
     one.wait_for("ready")
 
     def states() -> list[str]:
-        stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
+        stats = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has just ended
+                stats.append(path.read_text().rpartition(")")[2].split())
         return [fields[0] for fields in stats if fields[1] == str(process.pid)]
 
     until(lambda: len(states()) == 1, "one child, and no zombies", seconds=5)

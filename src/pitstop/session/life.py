@@ -1,6 +1,7 @@
 """An attempt from its first signal handler to its exit code, whatever happens in between."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -43,11 +44,23 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             attempt.refused(error)
             raise SystemExit(error.exit_code) from None
         except Exception as error:
-            attempt.failed(error)
+            with _deaf_to_workers():
+                attempt.failed(error)
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
             stopper.uninstall()
+
+
+@contextmanager
+def _deaf_to_workers() -> Iterator[None]:
+    """A killed worker of a DataLoader is told twice: by its broken pipe, and by a handler of torch's that raises in
+    whatever runs just then. That must not cut short the word of why the attempt failed."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager
