@@ -11,8 +11,8 @@ from pitstop.flags import parse
 class Config(RecipeConfig):
     """MNIST, Fashion-MNIST, or IDX files of your own.
 
-    Fashion-MNIST, 50,000 of its training images to learn from, the other 10,000 to test on, 2 epochs: 89.3 % (n=1, torch
-    2.14, 19 minutes on one thread of a crowded CPU). Not measured: MNIST, the 3 epochs below, two free cores, a GPU.
+    Fashion-MNIST, 50,000 of its training images to learn from, the other 10,000 to test on, 2 epochs: 89.3 % (n=1,
+    torch 2.14, 19 minutes on one thread of a crowded CPU). Not measured: MNIST, the 3 epochs below, free cores, a GPU.
     """
 
     epochs: float = 3
