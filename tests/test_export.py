@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,11 +15,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pitstop import export, models
+from pitstop import export, models, predict
 from pitstop.checkpoint import write_final
 from pitstop.errors import UserError
 from pitstop.export import formats, plain, proof
@@ -313,3 +315,37 @@ def test_real_images_are_real_and_differ() -> None:
         assert (found.shape, found.dtype) == ((16, channels, 32, 32), np.uint8)
         assert len({image.tobytes() for image in found}) == 16
         assert (found.std(axis=(1, 2, 3)) > 4).all()
+
+
+def blocks() -> dict[str, str]:
+    """Code in docs/use.md, by the heading above it; "" is what comes before the first of them."""
+    text = (Path(__file__).parents[1] / "docs" / "use.md").read_text("utf-8")
+    parts = text.split("\n### ")
+    found = {"": parts[0]} | {part.partition("\n")[0]: part for part in parts[1:]}
+    return {name: part.split("```python\n")[1].split("```")[0] for name, part in found.items()}
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "timm", "torchvision", "TorchScript", "pitstop"])
+def test_the_code_of_the_documentation_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And answers what `pitstop predict` answers."""
+    if name == "onnxruntime":
+        pytest.importorskip("onnxscript", reason=EXTRA)
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "RUN", name="resnet18", stem="imagenet" if name == "torchvision" else "small")
+    photo = proof.photographs(3, 200)[1].transpose(1, 2, 0)
+    Image.fromarray(photo).save("photo.jpg")
+    assert predict.command(["RUN", "photo.jpg", "--format", "json", "--output", "out.json", "--precision", "fp32"]) == 0
+    [row] = json.loads(Path("out.json").read_text("utf-8"))
+    form = {"onnxruntime": "onnx", "torchvision": "pth", "TorchScript": "torchscript"}.get(name, "safetensors")
+    written(run, form, tmp_path)
+    scope: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated; a file is not closed
+        exec(blocks()[""] + blocks()[name], scope)
+    if name == "pitstop":
+        assert scope["about"]["classes"] == list(CLASSES)
+        return
+    assert scope["answer"] == row["predictions"][0]["class"]
+    shares = torch.as_tensor(scope["logits"])[0].softmax(0)
+    for one in row["predictions"]:
+        assert one["probability"] == pytest.approx(shares[CLASSES.index(one["class"])].item(), abs=1e-4)
