@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from faults.harness import Run, assert_same
+from faults.test_launch import Launched, words
 
 STEP = 8
 STEPS = 13  # of 20 images each
@@ -155,6 +156,26 @@ def test_one_of_three_ranks_in_the_middle(rank: int, tiny: Callable[..., Run]) -
     oracle = tiny(*KEEP, ranks=3)
     oracle.killed(f"step:{STEP}", SAVES_WAIT="1")
     oracle.finish("--micro_batch", str(shortages(run)[0][2]))
+    assert_same(run, oracle)
+
+
+@pytest.mark.slow
+def test_under_pitstop_launch(tiny: Callable[..., Run]) -> None:
+    """One command: two real ranks below accelerate, the second runs out of memory, and the next attempt finishes."""
+    run = tiny(*KEEP, ranks=2)
+    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MEMORY": f"6@{STEP}-{STEPS}", "MEMORY_RANK": "1"}
+    one = Launched(run.folder, "--processes", "2", SAVES_WAIT="1", **env, **words(*KEEP))
+    try:
+        assert one.end(180) == 0, one.text
+    finally:
+        one.process.kill()
+        one.process.wait()
+    assert shortages(run) == [("training", 10, 4, STEP - 1)]
+    assert run.status()["attempt"] == 2
+    assert "starting again in 1 s" in one.text
+    oracle = tiny(*KEEP, ranks=2)
+    oracle.killed(f"step:{STEP}", SAVES_WAIT="1")
+    oracle.finish("--micro_batch", "4")
     assert_same(run, oracle)
 
 
