@@ -109,7 +109,8 @@ def main(config: Config) -> None:
         loaded = weights.bring(model, config.weights, name=config.model, may_write=not config.dry_run, say=session.say)
         train, val, test = session.own(photos.train, photos.val, photos.test, held_out=photos.held_out, weights=loaded)
 
-        mean, std = pretrained.normalisation(config.model)
+        own = weights.normalisation(config.weights, name=config.model, channels=3)
+        mean, std = own or pretrained.normalisation(config.model)
         normalise = partial(augment.normalise, mean=mean, std=std)
         batches = batches_of(config, session, train, lambda images_BCHW, positions_B: normalise(images_BCHW))
         frozen_steps = 0 if is_fresh or not config.freeze_epochs else batches.total_steps(config.freeze_epochs)

@@ -58,6 +58,11 @@ def test_where_runs_lie(about: dict[str, Any], tmp_path: Path, monkeypatch: pyte
     assert str(tmp_path / "runs") in words(about)
 
 
+def test_a_switch_whose_default_is_text() -> None:
+    assert again._same("report", True, "true", "")
+    assert not again._same("report", False, "true", "")
+
+
 def test_several_processes_and_a_program_elsewhere(about: dict[str, Any]) -> None:
     about["folder"] = "/other"
     assert words(about, 4)[:5] == ["accelerate", "launch", "--num_processes", "4", about["program"]]

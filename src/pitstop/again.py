@@ -41,8 +41,8 @@ def _same(name: str, value: object, default: object, folder: str) -> bool:
         return os.path.normpath(os.path.join(folder, str(value))) == os.path.normpath(
             os.path.join(folder, str(default))
         )
-    if isinstance(value, bool) or isinstance(default, bool):
-        return value is default
+    if isinstance(value, bool) or isinstance(default, bool):  # a default out of the environment is text
+        return str(value).lower() == str(default).lower()
     with contextlib.suppress(TypeError, ValueError):
         return float(value) == float(default)  # type: ignore[arg-type]
     return value == default

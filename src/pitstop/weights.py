@@ -66,12 +66,20 @@ def bring(model: nn.Module, spec: str, *, name: str, may_write: bool, say: Calla
     return {"weights": pretrained.source(name), "sha256": load(model, file, say=say).sha256}
 
 
-def normalisation(spec: str, *, name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and std that the weights were trained with, of pixels in 0..1; None: the weights do not tell."""
+def normalisation(
+    spec: str, *, name: str, channels: int | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std that the weights were trained with, of pixels in 0..1; None: the weights do not tell.
+
+    Those of one channel are repeated for `channels`.
+    """
     if spec == "pretrained":
         return pretrained.normalisation(name)
     card = _card(_file(Path(spec).expanduser())) if spec != "none" else {}
-    return (tuple(card["mean"]), tuple(card["std"])) if "mean" in card and "std" in card else None
+    if "mean" not in card or "std" not in card:
+        return None
+    mean, std = tuple(card["mean"]), tuple(card["std"])
+    return (mean * channels, std * channels) if channels and len(mean) == 1 else (mean, std)
 
 
 def load(model: nn.Module, source: Path, *, say: Callable[[str], None]) -> Report:

@@ -3,15 +3,18 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
-from pitstop.session.results import NUM_PICTURES, worth_a_look, write_predictions
+from pitstop.session.results import NUM_PICTURES, Results, worth_a_look, write_predictions
 
 
 class Images(NamedTuple):
@@ -64,3 +67,19 @@ def test_what_is_written_and_that_the_newest_replaces_it(tmp_path: Path) -> None
         rows = pictures["rows_M"]
         assert pictures["images_MCHW"].equal(evaluation.images.images_NCHW[rows])
         assert told == about | {"names": [f"\u732b {row}.png" for row in rows.tolist()]}
+
+
+class Weighed(RecipeConfig):
+    weights: str = "pretrained"
+
+
+@pytest.mark.parametrize(("scale", "number"), [(1.0, 0), (255.0, 1)])
+def test_images_that_the_weights_do_not_expect_are_named_once(scale: float, number: int) -> None:
+    said: list[str] = []
+    attempt = SimpleNamespace(leads=True, say=said.append, run=SimpleNamespace(is_open=False))
+    model = torch.nn.Flatten()
+    Results(Weighed(), cast(Any, attempt)).look_at_input(model)
+    for _ in range(3):
+        model(scale * torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
+    assert len(said) == number
+    assert all("normalisation does not fit" in line for line in said)

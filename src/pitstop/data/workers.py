@@ -91,9 +91,8 @@ def bring(work: Callable[[T], R], items: Iterable[T], workers: int) -> Generator
             yield result
         return
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of more workers than cores; of a fork beside threads, which torch provides for
+        # Of more workers than cores; of a fork beside threads, for which torch provides.
+        warnings.simplefilter("ignore")
         loader = DataLoader(
             _Work(work),
             batch_size=None,
@@ -116,4 +115,6 @@ def bring(work: Callable[[T], R], items: Iterable[T], workers: int) -> Generator
             f"memory was full (`dmesg` says so): with fewer --workers (now {workers}) less is needed."
         ) from error
     finally:
-        del results, loader
+        # What its __del__ does, which comes late if a traceback holds it, and if the garbage collector finds it, without
+        # a way to tell the workers: they would be waited for, five seconds each.
+        results._shutdown_workers()  # type: ignore[attr-defined]

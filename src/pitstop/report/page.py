@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
     """`1:02:03`, `2:03` or, below a minute, `4.2 s`."""
     if seconds < 60:
         return f"{seconds:.1f}{SPACE}s" if seconds else DASH
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
@@ -183,8 +183,10 @@ def errors(predictions: Predictions, scores: Scores, words: Words) -> Context:
 
 def time_and_money(run: Run, attempts: Sequence[Attempt], totals: Context, words: Words) -> Context:
     """A row for each attempt, and all of them together, whose figures are those of the meter."""
-    waited = duration(sum(attempt.waited_seconds for attempt in attempts))
+    waited_seconds = sum(attempt.waited_seconds for attempt in attempts)
+    waited = duration(waited_seconds)
     sums = {part: sum(attempt.seconds[part] for attempt in attempts) for part in PARTS}
+    between = words("between_note", waited=waited) if waited_seconds else ""
     redone = words("redone_steps", count=totals["redone_steps"]) if totals["redone_steps"] else ""
     return {
         "parts": PARTS,
@@ -207,7 +209,7 @@ def time_and_money(run: Run, attempts: Sequence[Attempt], totals: Context, words
             "waited": waited,
             "cost": money(run, totals["cost"]),
         },
-        "rest_note": f"{words('rest_note', waited=waited)} {redone}".strip(),
+        "rest_note": " ".join(filter(None, [words("rest_note"), between, redone])),
     }
 
 

@@ -164,9 +164,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "evaluations": ("evaluations", "评估"),
     "rest": ("rest", "其他"),
     "rest_note": (
-        "The rest is the end, and what no line of events.jsonl covers. Between the attempts "
-        "{waited} passed, which nobody paid for.",
-        "“其他”包括收尾以及 events.jsonl 未覆盖的时间。各次尝试之间相隔 {waited}，不计费。",
+        "The rest is the end, and what no line of events.jsonl covers.",
+        "“其他”包括收尾以及 events.jsonl 未覆盖的时间。",
+    ),
+    "between_note": (
+        "Between the attempts {waited} passed, which nobody paid for.",
+        "各次尝试之间相隔 {waited}，不计费。",
     ),
     "down": ("Down before", "此前停机"),
     "end_finished": ("finished", "完成"),

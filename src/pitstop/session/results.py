@@ -88,9 +88,10 @@ class Results:
         """The data are known: says what is to be said of them, before anything is paid for; returns what identifies
         them."""
         self._classes = train.classes
-        counts = torch.bincount(train.labels_N.cpu(), minlength=len(train.classes)).tolist()
-        self._watch = advice.Watch(self._flags, counts, train.classes)
-        self._advise(advice.of_classes(counts, train.classes, self._flags))
+        if not train.labels_N.is_meta:  # of a dry run that would download it
+            counts = torch.bincount(train.labels_N.cpu(), minlength=len(train.classes)).tolist()
+            self._watch = advice.Watch(self._flags, counts, train.classes)
+            self._advise(advice.of_classes(counts, train.classes, self._flags))
         if held_out and self._attempt.leads and self._attempt.run.is_open:
             write_json(self._attempt.run.path / "held_out.json", held_out)
         known = [each.fingerprint for each in (train, *others)]
@@ -105,6 +106,19 @@ class Results:
         """best/ is what the checkpoint knows: a killed attempt may have come further."""
         if self._best and self._best.weights and self._attempt.leads and self._kept_step() != self._best.step:
             self._write_best(self._best)
+
+    def look_at_input(self, model: nn.Module) -> None:
+        """The first images that go through the model are looked at: are they what its weights expect?"""
+        weights = getattr(self._flags.config, "weights", "none")
+        if weights == "none" or self._flags.config.compile:  # a hook would have it compiled twice
+            return
+
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            hook.remove()
+            std_C, mean_C = torch.std_mean(inputs[0].detach().float(), dim=(0, 2, 3))
+            self._advise(advice.of_input(mean_C.tolist(), std_C.tolist(), weights))
+
+        hook = model.register_forward_pre_hook(look)
 
     def _kept_step(self) -> int:
         """The step of what is in best/; -1: nothing."""

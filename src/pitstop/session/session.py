@@ -93,9 +93,8 @@ class Session:
     def own(self, train: S, *others: S | None, held_out: Any = None, **also: Any) -> tuple[S | None, ...]:
         """Makes the data part of what defines the run, and resident on the device; None (no test set) stays None.
 
-        Args:
-            held_out: which images were taken out of train, written down in held_out.json.
-            also: JSON values that define the run as well, by name: where the weights are from, say.
+        `held_out`, what was taken out of train, is written to held_out.json; `also` are JSON values that define the run
+        as well, by name: where the weights are from, say.
         """
         self._attempt.owns(self._results.given(train, [each for each in others if each], held_out) | also)
         return tuple(each and each.to(self.device) for each in (train, *others))
@@ -148,6 +147,7 @@ class Session:
         if self._attempt.leads:
             settle(about, begun, self._shape, self._metrics, self._attempt, self._saver, self._tensors())
             self._results.restored()
+            self._results.look_at_input(self._model)
         self._rows.resume()
 
     def _tensors(self) -> dict[str, Tensor]:
