@@ -115,6 +115,6 @@ def bring(work: Callable[[T], R], items: Iterable[T], workers: int) -> Generator
             f"memory was full (`dmesg` says so): with fewer --workers (now {workers}) less is needed."
         ) from error
     finally:
-        # What its __del__ does, which comes late if a traceback holds it, and if the garbage collector finds it, without
-        # a way to tell the workers: they would be waited for, five seconds each.
+        # What its __del__ does: late if a traceback holds it; and if the garbage collector finds it, without a way to
+        # tell the workers, each of which is then waited for five seconds.
         results._shutdown_workers()  # type: ignore[attr-defined]
