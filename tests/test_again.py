@@ -58,9 +58,16 @@ def test_where_runs_lie(about: dict[str, Any], tmp_path: Path, monkeypatch: pyte
     assert str(tmp_path / "runs") in words(about)
 
 
-def test_a_switch_whose_default_is_text() -> None:
-    assert again._same("report", True, "true", "")
-    assert not again._same("report", False, "true", "")
+def test_defaults_of_this_environment(about: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    about["config"] |= {"report": True, "price": 3.0}
+    monkeypatch.setenv("PITSTOP_REPORT", "yes")
+    monkeypatch.setenv("PITSTOP_PRICE", "3")
+    assert not {"--report", "--price"} & set(words(about))
+    monkeypatch.setenv("PITSTOP_REPORT", "off")
+    monkeypatch.delenv("PITSTOP_PRICE")
+    assert {"--report", "--price"} <= set(words(about))
+    monkeypatch.setenv("PITSTOP_PRICE", "much")
+    assert {"--report", "--price", "--mtbf"} <= set(words(about)), "then none is known"
 
 
 def test_several_processes_and_a_program_elsewhere(about: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pitstop.config import RecipeConfig, mark
 
 NOT_SAID = ("accept_change", "dry_run", "estimate", "finish_by")  # of one attempt, not of the run
@@ -41,8 +43,8 @@ def _same(name: str, value: object, default: object, folder: str) -> bool:
         return os.path.normpath(os.path.join(folder, str(value))) == os.path.normpath(
             os.path.join(folder, str(default))
         )
-    if isinstance(value, bool) or isinstance(default, bool):  # a default out of the environment is text
-        return str(value).lower() == str(default).lower()
+    if isinstance(value, bool) or isinstance(default, bool):
+        return value is default
     with contextlib.suppress(TypeError, ValueError):
         return float(value) == float(default)  # type: ignore[arg-type]
     return value == default
@@ -51,7 +53,10 @@ def _same(name: str, value: object, default: object, folder: str) -> bool:
 def _defaults(program: Path) -> dict[str, Any]:
     """Defaults of the flags, as far as they can be read off. What a recipe that is not here defines is not known."""
     shared = RecipeConfig.model_fields
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in shared.items()}
+    try:
+        defaults = RecipeConfig().model_dump(mode="json")
+    except ValidationError:  # this environment has a wrong one
+        return {}
     own = _own_defaults(program)
     if own is None:
         return {name: value for name, value in defaults.items() if mark(shared[name], "operational")}
