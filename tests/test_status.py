@@ -126,7 +126,7 @@ def test_hundreds_of_runs_are_fast(tmp_path: Path, capsys: pytest.CaptureFixture
             (other / name).write_bytes((first / name).read_bytes())
     begun = time.process_time()
     shown(tmp_path, capsys)
-    assert time.process_time() - begun < 3, "measured 0.3 s"
+    assert time.process_time() - begun < 3
 
 
 def test_it_imports_nothing_heavy(tmp_path: Path) -> None:

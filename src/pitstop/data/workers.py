@@ -16,8 +16,8 @@ NumWorkers = int | Literal["auto"]
 
 MOST_WORKERS = 16  # beyond, a disk or the training itself is what is slow
 PREFETCH = 2  # pieces of work that each worker is ahead, at most
-PIECE_IMAGES = 32
-PIECE_BYTES = 8_000_000
+PIECE_IMAGES = 64
+PIECE_BYTES = 16_000_000
 SHARED_MEMORY = "/dev/shm"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # <malloc.h>
 
