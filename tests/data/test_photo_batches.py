@@ -312,3 +312,20 @@ def test_a_weighted_stream_brings_what_it_draws(tree: Path) -> None:
     labels = Counter(label for step in expected for label in step[2])
     assert labels[1] > labels[0] + labels[2]
     assert batches(photos, weights_N=weights).epoch_length == len(photos)
+
+
+def test_time_without_a_batch_is_counted(tree: Path) -> None:
+    photos = load(tree, workers=1)
+
+    def slow(image_CHW: torch.Tensor, position: int) -> torch.Tensor:
+        time.sleep(0.02)
+        return image_CHW[:, : photos.train.size, : photos.train.size]
+
+    stream = batches(photos.train, crop=slow)
+    for _ in stream.between(0, 3):
+        pass
+    assert stream.waited_seconds > 0.2, "thirty images of 20 ms, one after the other, but for what came before"
+    before = stream.waited_seconds
+    for _ in stream.between(3, 6):
+        time.sleep(0.5)  # a device that is slower
+    assert stream.waited_seconds - before < 1.2

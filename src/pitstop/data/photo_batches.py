@@ -1,5 +1,6 @@
 """The stream over photos: workers decode and crop, the device does the rest."""
 
+import time
 from collections.abc import Generator
 from contextlib import closing
 
@@ -38,6 +39,7 @@ class PhotoBatches(Stream):
             len(dataset), batch_size, seed=seed, rank=rank, world=world, micro_batch=micro_batch, weights_N=weights_N
         )
         self.dataset, self.crop, self.augment, self.mix = dataset, crop, augment, mix
+        self.waited_seconds = 0.0  # for the workers
 
     def between(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of the steps start .. stop - 1. To close it, or to let go of it, ends the workers.
@@ -47,7 +49,10 @@ class PhotoBatches(Stream):
         """
         steps = range(start, stop)
         with closing(self.dataset.brought(map(self._group, steps), self.crop)) as brought:
-            for step, images_BCHW in zip(steps, brought, strict=True):
+            for step in steps:
+                begun = time.monotonic()
+                images_BCHW = next(brought)
+                self.waited_seconds += time.monotonic() - begun
                 yield self._batch(step, images_BCHW)
 
     def _group(self, step: int) -> Group:

@@ -28,6 +28,7 @@ class Rows:
 
     def __init__(self, metrics: Metrics, attempt: Attempt, stream: Stream, total_steps: int) -> None:
         self._metrics, self._attempt, self._total_steps = metrics, attempt, total_steps
+        self._stream, self._waited = stream, 0.0
         self._batch_size, self._epoch_length = stream.batch_size, stream.epoch_length
         self._steps, self._seconds = 0, 0.0  # since the last row
         self._step_seconds = 0.0  # up to the last row
@@ -61,20 +62,25 @@ class Rows:
             return self._step_seconds
         return self._seconds / self._steps
 
-    def train(self, step: int, lr: float) -> tuple[float, dict[str, float]]:
-        """A row of means since the last one, and its epoch. Reads the device, so that what was asked of it is done."""
+    def train(self, step: int, lr: float) -> tuple[float, dict[str, float], float]:
+        """A row of means since the last one. Reads the device, so that what was asked of it is done.
+
+        Returns its epoch, the means, and the share of the time in which there was no batch.
+        """
         means = self._metrics.means()
         self.pause()
         self._step_seconds = self._seconds / self._steps
         speed = self._batch_size / self._step_seconds
         self._done = Clock(self._done.steps + self._steps, self._done.seconds + self._seconds)
+        waited = getattr(self._stream, "waited_seconds", 0.0)  # only a loader with workers knows
+        share, self._waited = (waited - self._waited) / self._seconds, waited
         self._steps, self._seconds = 0, 0.0
         self._write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1)})
         left_seconds = self._left(step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         text = f"epoch {self._epoch(step):.2f}  {shown}  {speed:,.0f} images/s{self._outlook(left_seconds)}"
         self._attempt.row(step, text, messages.duration(left_seconds))
-        return self._epoch(step), means
+        return self._epoch(step), means, share
 
     def _left(self, step: int) -> float:
         """Seconds to the end, evaluations too, as long as each took up to now."""
