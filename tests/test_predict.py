@@ -140,7 +140,7 @@ def test_photos_too(tmp_path: Path, here: Path) -> None:
 def test_a_model_of_one_channel_sees_grey(tmp_path: Path) -> None:
     make_run(tmp_path / "run", channels=1)
     _, about = models.load(tmp_path / "run" / "final")
-    colour = noise(1)
+    colour = Image.fromarray(np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
     for image in (colour, colour.convert("L")):
         found = classify.pixels(Path(save("image.png", image)).read_bytes(), about)
         assert isinstance(found, torch.Tensor)
