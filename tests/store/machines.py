@@ -128,7 +128,7 @@ class Machine:
 def look(s3: S3, bucket: str) -> list[int]:
     """The steps that `latest` names, the newest first, after everything that it names was found whole."""
     data = s3.get(bucket, f"{PREFIX}/latest")
-    if data is None:
+    if not data:  # none, or moto is just writing it anew: S3 itself gives the old or the new
         return []
     latest = json.loads(data)
     steps = []
