@@ -28,7 +28,7 @@ class Config(RecipeConfig):
     weights: str = "pretrained"
     """pretrained (timm's), none, or a file (.safetensors, .pth), or final/ or best/ of another run"""
     stem: Literal["auto", "small", "imagenet"] = "auto"
-    """small: 3x3 and no max-pool; imagenet: timm's own; auto: small under 64 pixels without timm's weights"""
+    """small: 3x3 and no max-pool; imagenet: timm's own; auto: as the weights want it, else small under 64 pixels"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """adamw wants a --peak_lr of about 0.001"""
     freeze_epochs: float = Field(1.0, ge=0)
@@ -103,7 +103,7 @@ def main(config: Config) -> None:
         photos = data.load_photos(
             config.data, image_size=config.image_size, seed=config.seed, **reading, **session.sources
         )
-        stem = "imagenet" if config.stem == "auto" and config.weights == "pretrained" else config.stem
+        stem = weights.stem(config.weights) if config.stem == "auto" else config.stem
         look = {"classes": photos.train.classes, "image_size": config.image_size, "stem": stem}
         model = models.create(config.model, channels=3, seed=config.seed, **look)
         loaded = weights.bring(model, config.weights, name=config.model, may_write=not config.dry_run, say=session.say)

@@ -29,7 +29,8 @@ def described(tmp_path: Path, name: str, size: int, *, images: int, absent: bool
     )
     shape = {"precision": precision, "cuda": None, "threads": 2}
     steps = stream.total_steps(config.epochs)
-    return plan.describe(tmp_path / "not" / "yet", config, model, stream, steps, shape)
+    weight_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return plan.describe(tmp_path / "not" / "yet", config, model, stream, steps, shape, 2 * weight_bytes)
 
 
 def number(text: str, pattern: str) -> float:
@@ -51,7 +52,7 @@ def test_resnet18_on_cifar10_without_the_images(tmp_path: Path) -> None:
     assert number(text, r"training images +([\d,]+) MB") == pytest.approx(50_000 * 3 * 32 * 32 / 1e6, abs=1)
     # disk: 4 checkpoints of 89.4 MB (weights and momentum), and the result of 44.7 MB
     assert number(text, r"4 checkpoints and the result +([\d,]+) MB") == pytest.approx(4 * 89.4 + 44.7, abs=1)
-    assert f"disk at {tmp_path.resolve()}" in text
+    assert f"free at {tmp_path.resolve()}" in text
     assert list(tmp_path.iterdir()) == [], "nothing is written"
     parts = [
         float(v.replace(",", "")) for v in re.findall(r"(?:momentum|of 500 images|training images) +([\d,]+) MB", text)

@@ -279,6 +279,7 @@ def test_bring_names_the_content_not_the_path(
 def test_normalisation(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = run(tmp_path, final=state)
     assert weights.normalisation(str(path), name="test_resnet") == ((0.1,), (0.2,))
+    assert (weights.stem("none"), weights.stem("pretrained")) == ("auto", "imagenet")
     assert weights.normalisation(str(path), name="test_resnet", channels=3) == ((0.1,) * 3, (0.2,) * 3)
     assert weights.normalisation("none", name="test_resnet") is None
     assert weights.normalisation("pretrained", name="test_resnet") == ((0.5,) * 3, (0.5,) * 3)

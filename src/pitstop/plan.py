@@ -93,11 +93,11 @@ def _weight_bytes(model: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def disk(run: Path, keep: int, state_bytes: int) -> dict[str, str]:
+def disk(run: Path, keep: int, state_bytes: int, model: nn.Module) -> dict[str, str]:
     """What the run is going to write, and what is free there, by name."""
     checkpoints, place = keep + 1, _existing(run)  # one is being written while the others are kept
     return {
-        f"{checkpoints} checkpoints and the result": _megabytes((checkpoints + 1) * state_bytes),
+        f"{checkpoints} checkpoints and the result": _megabytes(checkpoints * state_bytes + _weight_bytes(model)),
         f"free at {place}": _megabytes(shutil.disk_usage(place).free),
     }
 
@@ -122,7 +122,7 @@ def describe(
         "machine": {name: value for name, value in shape.items() if value is not None},
         "work": work,
         "memory of each process, about": memory,
-        "disk": disk(run, config.keep, state_bytes),
+        "disk": disk(run, config.keep, state_bytes, model),
     }
     lines = [f"{run}: nothing was started (--dry_run)"]
     for title, rows in tables.items():

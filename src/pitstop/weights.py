@@ -82,6 +82,15 @@ def normalisation(
     return (mean * channels, std * channels) if channels and len(mean) == 1 else (mean, std)
 
 
+def stem(spec: str) -> str:
+    """The stem for which the weights were made: see `models.create`; "auto" where there are none."""
+    if spec in ("none", "pretrained"):
+        return "auto" if spec == "none" else "imagenet"
+    card = _card(_file(Path(spec).expanduser()))
+    known = str(card.get("stem", "imagenet"))
+    return known if known != "auto" else ("small" if card.get("image_size", 224) < 64 else "imagenet")
+
+
 def load(model: nn.Module, source: Path, *, say: Callable[[str], None]) -> Report:
     """Loads the weights at `source` into `model`: its tensors of the same name and shape.
 

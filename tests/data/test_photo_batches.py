@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from photo_files import Said, all_pixels, batches, digest, load, picture, seen, some_files, tree_of
+from photo_files import Said, all_pixels, batches, corner, digest, load, picture, plain, seen, some_files, tree_of
 from ranks import results
 
 from pitstop import data
@@ -119,6 +119,9 @@ def test_what_a_batch_is(tree: Path) -> None:
     assert stream.largest_micro_batch == 4
     assert (stream.epoch_length, stream.dataset) == (len(photos), photos)
     assert batch.images_NCHW.is_contiguous(memory_format=torch.channels_last)
+    places = zip(batch.positions_N.tolist(), batch.indices_N.tolist(), strict=True)
+    cropped = torch.stack([corner(photos.image(index, []), position) for position, index in places])
+    assert digest(batch.images_NCHW) == digest(plain(cropped, batch.positions_N))
 
 
 # What breaks later

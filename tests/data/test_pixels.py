@@ -152,6 +152,7 @@ def test_a_disk_that_fills_on_the_way_gets_its_room_back(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(workers_module, "PIECE_IMAGES", 4)
     left = iter([10**10])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**10, 0, next(left, 10**6)))
     said = Said()

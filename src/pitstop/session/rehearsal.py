@@ -20,7 +20,7 @@ class Rehearsal(Session):
         self._stream, total = stream, stream.total_steps(self.config.epochs)
         self._shape = self._place.shape(self.config, self._optimizer, self.memory.micro_batch)
         self._room.begin(self._wrapped, self._optimizer, stream, self._shape, 0)
-        disk = plan.disk(self._attempt.run.path, self.config.keep, self._state_bytes())
+        disk = plan.disk(self._attempt.run.path, self.config.keep, self._state_bytes(), self._model)
         self._estimate = Estimate(total, self.device, process_age(), disk)
         self.total_steps = self._estimate.steps
 
