@@ -20,7 +20,7 @@ from pitstop.files import canonical_json, checkpoint_steps, read_json, read_line
 from pitstop.launcher import OUTCOME
 from pitstop.rundir import RunDirectory
 from pitstop.runs import RunFlags, flags_of
-from pitstop.supervise.command import build
+from pitstop.supervise.program import build
 
 NOT_REPLAYED = {  # flags that say where and how long, not what
     *("name", "runs_dir", "accept_change", "dry_run", "save_every", "mtbf", "keep", "store", "cloud", "max_hours"),

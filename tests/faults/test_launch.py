@@ -16,7 +16,7 @@ from faults.harness import TINY, Run, assert_same
 from faults.warm import free_port
 from supervise.fakes import survivors, until
 
-from pitstop.supervise.command import SIMPLE_LAUNCHER
+from pitstop.supervise.program import SIMPLE_LAUNCHER
 
 pytestmark = pytest.mark.slow
 SECONDS = 90

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pitstop.launcher import GRACE, OUTCOME
 from pitstop.supervise import STOP_SIGNALS, WAITED
-from pitstop.supervise.command import Command
 from pitstop.supervise.outcome import read_outcome
 from pitstop.supervise.processes import Strangers, begin_child, catches, reap, send
+from pitstop.supervise.program import Command
 from pitstop.supervise.say import say
 
 LOOK_EVERY_SECONDS = 1.0

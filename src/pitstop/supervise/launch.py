@@ -18,10 +18,10 @@ from pitstop.errors import BAD_USAGE, FAILED, FINISHED, UserError
 from pitstop.flags import LOOKS_LIKE_A_FLAG, parse
 from pitstop.supervise import STOP_SIGNALS
 from pitstop.supervise.child import Child, next_signal
-from pitstop.supervise.command import Command, build, value_of
 from pitstop.supervise.detach import detach
 from pitstop.supervise.outcome import GiveUp, Patience, Verdict, judge, read_outcome, stop_code
 from pitstop.supervise.processes import become_subreaper, reap, require_linux, require_proc, send
+from pitstop.supervise.program import Command, build, value_of
 from pitstop.supervise.say import say
 from pitstop.values import seconds
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pitstop.errors import UserError
-from pitstop.supervise.command import Command, build, value_of, visible_gpus
 from pitstop.supervise.launch import split
+from pitstop.supervise.program import Command, build, value_of, visible_gpus
 
 
 @pytest.mark.parametrize(
