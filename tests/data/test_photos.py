@@ -238,6 +238,29 @@ def test_broken_files_are_skipped_and_named(files: Files, name: str, tmp_path: P
     assert photos.train.fingerprint == clean.train.fingerprint
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_is_named(files: Files, compression: int, tmp_path: Path) -> None:
+    """One bit, in the middle of the pixels: the image would be decoded, and be another."""
+    path = zip_of(files, tmp_path / "f.zip", compression)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("train/z/001.jpg")
+    content = bytearray(path.read_bytes())
+    content[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 4
+    path.write_bytes(content)
+    said = Said()
+    assert "z/001.jpg" not in names(load(path, said).train)
+    assert any(line.startswith("  train/z/001.jpg: damaged in the archive") for line in said)
+
+
+def test_a_member_that_unpacks_to_more_than_it_says(files: Files, tmp_path: Path) -> None:
+    path = zip_of({**files, "train/z/bomb.png": b"\0" * 10_000_000}, tmp_path / "f.zip")
+    content = path.read_bytes().replace((10_000_000).to_bytes(4, "little"), (999).to_bytes(4, "little"))
+    path.write_bytes(content)
+    said = Said()
+    assert "z/bomb.png" not in names(load(path, said).train)
+    assert any("train/z/bomb.png: damaged in the archive" in line for line in said)
+
+
 def test_the_check_decodes_only_what_its_end_does_not_vouch_for(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
