@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm doe
 PREFIXES = ("module.", "_orig_mod.")  # of DDP and of torch.compile
 NUM_NAMED = 4
 MIN_SHARE = 0.75  # of the numbers but the head: of a resnet18's nearly half fit into a resnet50, by chance
-RESNETS: dict[tuple[tuple[int, ...], int], str] = {  # (blocks of each stage, convolutions of a block) -> name
+RESNETS = {  # (blocks of each stage, convolutions of a block) -> name
     ((2, 2, 2, 2), 2): "resnet18",
     ((3, 4, 6, 3), 2): "resnet34",
     ((3, 4, 6, 3), 3): "resnet50",
@@ -69,26 +70,24 @@ def bring(model: nn.Module, spec: str, *, name: str, may_write: bool, say: Calla
 def normalisation(
     spec: str, *, name: str, channels: int | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and std that the weights were trained with, of pixels in 0..1; None: the weights do not tell.
-
-    Those of one channel are repeated for `channels`.
-    """
+    """Mean and std that the weights were trained with, of pixels in 0..1; those of one channel are repeated for
+    `channels`. None: the weights do not tell."""
     if spec == "pretrained":
         return pretrained.normalisation(name)
-    card = _card(_file(Path(spec).expanduser())) if spec != "none" else {}
-    if "mean" not in card or "std" not in card:
+    card = _card(spec)
+    if not {"mean", "std"} <= card.keys():
         return None
-    mean, std = tuple(card["mean"]), tuple(card["std"])
-    return (mean * channels, std * channels) if channels and len(mean) == 1 else (mean, std)
+    times = channels if channels and len(card["mean"]) == 1 else 1
+    return tuple(card["mean"]) * times, tuple(card["std"]) * times
 
 
 def stem(spec: str) -> str:
     """The stem for which the weights were made: see `models.create`; "auto" where there are none."""
     if spec in ("none", "pretrained"):
         return "auto" if spec == "none" else "imagenet"
-    card = _card(_file(Path(spec).expanduser()))
-    known = str(card.get("stem", "imagenet"))
-    return known if known != "auto" else ("small" if card.get("image_size", 224) < 64 else "imagenet")
+    card = _card(spec)
+    by_size = "small" if card.get("image_size", 224) < 64 else "imagenet"
+    return by_size if card.get("stem", "auto") == "auto" else str(card["stem"])
 
 
 def load(model: nn.Module, source: Path, *, say: Callable[[str], None]) -> Report:
@@ -213,7 +212,7 @@ def _adapt_channels(
 
 
 def _looks_like(file: Path, state: Mapping[str, Tensor]) -> str:
-    if name := _card(file).get("model"):
+    if name := _card(str(file)).get("model"):
         return f"a {name}"
     stages = [{key.split(".")[1] for key in state if key.startswith(f"layer{number}.")} for number in range(1, 5)]
     convolutions = 3 if "layer1.0.conv3.weight" in state else 2
@@ -224,13 +223,11 @@ def _looks_like(file: Path, state: Mapping[str, Tensor]) -> str:
     return f"{len(state)} tensors: {_some(list(state))}"
 
 
-def _card(file: Path) -> dict[str, Any]:
-    """What the model.json beside the weights of a run says."""
-    try:
-        card = files.read_json(file.with_name("model.json"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
+def _card(spec: str) -> dict[str, Any]:
+    """What the model.json beside the weights of a run says; nothing, if there is none."""
+    with suppress(OSError, TypeError, ValueError):  # that the weights are not there, `load` says
+        return dict(files.read_json(_file(Path(spec).expanduser()).with_name("model.json")))
+    return {}
 
 
 def _tell(report: Report, own: Mapping[str, Tensor], state: Mapping[str, Tensor], say: Callable[[str], None]) -> None:
