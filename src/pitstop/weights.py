@@ -21,7 +21,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm doe
 PREFIXES = ("module.", "_orig_mod.")  # of DDP and of torch.compile
 NUM_NAMED = 4
 MIN_SHARE = 0.75  # of the numbers but the head: of a resnet18's nearly half fit into a resnet50, by chance
-RESNETS = {  # (blocks of each stage, convolutions of a block) -> name
+RESNETS: dict[tuple[tuple[int, ...], int], str] = {  # (blocks of each stage, convolutions of a block) -> name
     ((2, 2, 2, 2), 2): "resnet18",
     ((3, 4, 6, 3), 2): "resnet34",
     ((3, 4, 6, 3), 3): "resnet50",
