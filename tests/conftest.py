@@ -1,11 +1,15 @@
 """What tests share: the warm process, and runs that nobody interrupted."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from faults.harness import Run, Warm
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by a shell with `&`: children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
