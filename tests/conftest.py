@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from faults.harness import Run, Warm
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by a shell with `&`: children would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Started by a shell with `&`, or by nohup: what tests start would inherit the deafness.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
