@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,14 @@ def tree(tmp_path: Path) -> Path:
 
 def children() -> set[int]:
     """That were forked, and are no other programs."""
-    own = Path("/proc/self/cmdline").read_bytes()
-    found = {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
-    return {pid for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes() == own}
+    own, found = Path("/proc/self/cmdline").read_bytes(), set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it ends just now
+            for pid in (task / "children").read_text().split():
+                with suppress(OSError):
+                    if Path(f"/proc/{pid}/cmdline").read_bytes() == own:
+                        found.add(int(pid))
+    return found
 
 
 def through(photos: data.PhotoSet, start: int = 0, **more: object) -> Seen:
