@@ -182,8 +182,8 @@ def test_light_is_torchvisions_functions_in_turn(monkeypatch: pytest.MonkeyPatch
         called.clear()
         RandomCrop(16, 1, augment="light")(photo(), p)
         names = [name for name, _ in called]
-        assert names == ["resized_crop", "rotate", "adjust_brightness", "adjust_contrast", "adjust_saturation"]
-        for name, amount in called[1:]:
+        assert names == ["rotate", "adjust_brightness", "adjust_contrast", "adjust_saturation"]
+        for name, amount in called:
             amounts.setdefault(name, []).append(amount)
     for name, (low, high) in {
         "rotate": (-15, 15),

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from pitstop.errors import UserError
@@ -117,8 +118,10 @@ class RandomCrop:
     def __call__(self, image_CHW: Tensor, position: int) -> Tensor:
         """uint8 image_CHW of any size, at its place in the stream, to uint8 [C, size, size]."""
         drawn = partial(draw, self.seed, position)
-        box = crop_box(image_CHW.shape[1], image_CHW.shape[2], self.min_scale, drawn)
-        image_CHW = functional.resized_crop(image_CHW, *box, [self.size, self.size], antialias=True)
+        top, left, height, width = crop_box(image_CHW.shape[1], image_CHW.shape[2], self.min_scale, drawn)
+        # In this order torch sees that the channels are last, and takes a third of the time for the same bits.
+        image_BCHW = image_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)[:, :, top : top + height, left : left + width]
+        image_CHW = interpolate(image_BCHW, size=(self.size, self.size), mode="bilinear", antialias=True)[0]
         if drawn(FLIP) < 0.5:
             image_CHW = image_CHW.flip(2)
         if self.augment == "light":
