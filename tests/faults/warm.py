@@ -18,6 +18,7 @@ import time
 import traceback
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+LEAVING_SECONDS = 1.0  # ranks that leave together do not do so in one instant
 
 
 def import_everything() -> None:
@@ -75,7 +76,7 @@ class Job:
     def __init__(self, request: dict) -> None:
         self.id = request["id"]
         self.codes: dict[int, int] = {}
-        self.end_at = None
+        self.ask_at = self.end_at = None
         self.pids = []
         port = free_port()
         for rank in range(request["ranks"]):
@@ -101,10 +102,13 @@ class Job:
         if code < 0:
             self.signal(signal.SIGKILL)
         elif code > 0 and self.end_at is None:
-            self.signal(signal.SIGTERM)
-            self.end_at = time.monotonic() + GRACE_SECONDS
+            self.ask_at = time.monotonic() + LEAVING_SECONDS
+            self.end_at = self.ask_at + GRACE_SECONDS
 
     def tick(self) -> None:
+        if self.ask_at and time.monotonic() > self.ask_at:
+            self.ask_at = None
+            self.signal(signal.SIGTERM)
         if self.end_at and time.monotonic() > self.end_at:
             self.signal(signal.SIGKILL)
 
