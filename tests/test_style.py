@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "pitstop"
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 LAYERS = [  # imports point down only; a package counts as one module, inside it anything goes
-    {"errors", "files", "locks", "download", "launcher", "values", "config", "usage", "flags", "randomness"},
+    {"errors", "files", "clocks", "locks", "download", "launcher", "values", "config", "usage", "flags", "randomness"},
     {"data", "augment", "models", "optim", "accumulate", "memory", "evaluate", "precision", "machine"}
     | {"pretrained", "weights", "crops", "mix", "ema", "selection", "balance"},
     {"rundir", "checkpoint", "state", "record", "stopper", "notice", "store", "meter", "disks", "output", "health"}
@@ -23,8 +23,8 @@ LAYERS = [  # imports point down only; a package counts as one module, inside it
     | {"trained", "predict", "export"},
 ]
 CHAINS = [  # the only imports within a layer
-    ["errors", "files", "launcher", "values", "config", "usage", "flags"],
-    ["errors", "files", "locks", "download"],
+    ["errors", "files", "clocks", "launcher", "values", "config", "usage", "flags"],
+    ["errors", "files", "clocks", "locks", "download"],
     ["pretrained", "weights"],
     ["machine", "data"],
     ["notice", "stopper"],
@@ -39,6 +39,7 @@ LIGHT = {  # for launchers: they need no torch
     *(
         "errors",
         "files",
+        "clocks",
         "locks",
         "download",
         "launcher",

@@ -11,6 +11,7 @@ from typing import Any
 
 from pitstop import again
 from pitstop.attach import ended
+from pitstop.clocks import duration
 from pitstop.errors import FINISHED, UserError
 from pitstop.files import read_json
 from pitstop.flags import parse
@@ -190,14 +191,9 @@ def _cells(run: Glance, folder: Path) -> tuple[str, ...]:
         f"{run.step}/{run.total_steps}" if known else "-",
         f"{100 * (run.step or 0) // (run.total_steps or 1)} %" if known else "-",
         "-" if run.accuracy is None else f"{100 * run.accuracy:.2f} %",
-        "-" if run.left_seconds is None else _duration(run.left_seconds),
+        "-" if run.left_seconds is None else duration(round(run.left_seconds)),
         "-" if run.cost is None else f"{run.cost:.2f} {run.currency}",
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def _details(runs: Sequence[Glance], folder: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from photo_files import tar_of
 from PIL import Image
 
 from pitstop.data import decode, folder
@@ -46,15 +47,6 @@ def zip_of(files: Files, path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    return path
-
-
-def tar_of(files: Files, path: Path) -> Path:
-    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
     return path
 
 

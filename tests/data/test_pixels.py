@@ -4,13 +4,13 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mounted import tmpfs
 from photo_files import Said, all_pixels, digest, load, picture, some_files, tar_of, tree_of
 from torch import Tensor
 
@@ -163,13 +163,8 @@ def test_a_disk_that_fills_on_the_way_gets_its_room_back(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(path)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    with tmpfs(tmp_path / "disk", "100k") as path:
+        yield path
 
 
 def test_a_real_disk_without_a_free_byte(tree: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

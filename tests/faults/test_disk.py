@@ -1,12 +1,12 @@
 """The disk is full: in the middle training goes on and says so; at the start nothing is begun."""
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from faults.harness import Run, assert_same
+from mounted import tmpfs
 
 from pitstop import checkpoint
 
@@ -60,13 +60,8 @@ def test_status_after_three_failures_says_that_a_person_decides(tiny: Callable[.
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 12 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(path)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    with tmpfs(tmp_path / "disk", "12m") as path:
+        yield path
 
 
 def ballast(folder: Path, leave_bytes: int) -> Path:

@@ -75,7 +75,7 @@ def open_source(path: Path, *, bare: bool = False) -> Iterator[Source]:
 
 def _open_tree(path: Path, bare: bool) -> Source:
     def visible_folders(inner: str) -> list[str]:
-        return [entry.name for entry in os.scandir(path / inner) if entry.is_dir() and not _is_ignored(entry.name)]
+        return [entry.name for entry in os.scandir(path / inner) if entry.is_dir() and not is_ignored(entry.name)]
 
     def read(members: Iterable[Member]) -> Iterator[tuple[Member, bytes | str]]:
         for member in members:
@@ -100,7 +100,7 @@ def _walk(folder: Path, name: str, above: frozenset[tuple[int, int]], source: So
     here = folder.stat()
     above |= {(here.st_dev, here.st_ino)}
     for entry in os.scandir(folder):
-        if _is_ignored(entry.name):
+        if is_ignored(entry.name):
             continue
         entry_name = f"{name}/{_readable(os.fsencode(entry.name))}"
         try:
@@ -135,11 +135,11 @@ def _open_zip(archive: zipfile.ZipFile, path: Path, bare: bool) -> Source:
         # The host system of the entry says whether the upper half holds a Unix mode; zero means a plain file.
         mode = info.external_attr >> 16
         regular = stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR)
-        _add(source, Member(_zip_name(info), info.file_size, f"{info.CRC:08x}", info), info.is_dir(), regular)
+        _add(source, Member(zip_name(info), info.file_size, f"{info.CRC:08x}", info), info.is_dir(), regular)
     return _below_root(source, bare)
 
 
-def _zip_name(info: zipfile.ZipInfo) -> str:
+def zip_name(info: zipfile.ZipInfo) -> str:
     """Without the UTF-8 flag zipfile takes the bytes for cp437; programs write UTF-8 or, in China, GBK."""
     name = info.filename
     if not info.flag_bits & 0x800:
@@ -173,7 +173,7 @@ def _add(source: Source, member: Member, is_folder: bool, is_regular: bool) -> N
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     if member.name.startswith("/") or re.match(r"[A-Za-z]:", member.name) or ".." in parts:
         source.refused.append(f"{member.name}: its name leads out of the archive")
-    elif any(_is_ignored(part) for part in parts):
+    elif any(is_ignored(part) for part in parts):
         pass
     elif not is_regular:
         source.refused.append(f"{member.name}: a link or a device")
@@ -216,7 +216,7 @@ def _find_root(folders_at: Callable[[str], list[str]]) -> str:
     return root
 
 
-def _is_ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED
 
 

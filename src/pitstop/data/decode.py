@@ -84,6 +84,12 @@ def decode(data: bytes, size: int) -> tuple[NDArray[np.uint8], bool] | str:
     return _opened(io.BytesIO(data), pixels)
 
 
+def centre(image_CHW: Tensor, size: int) -> Tensor:
+    """The middle of an image, size x size: what an evaluation sees of a photo."""
+    top, left = ((side - size) // 2 for side in image_CHW.shape[1:])
+    return image_CHW[:, top : top + size, left : left + size]
+
+
 def decode_photo(data: bytes, shorter: int) -> Tensor | str:
     """uint8 [3, h, w], the shorter side `shorter` long and the longer at most 4 times that; or why there is none.
 

@@ -114,7 +114,7 @@ def load_photos(
         key = content_key(layout, CACHE_VERSION, pictures.shorter, _decoders())
         pictures.pixels = _cached(pictures, key, folder, processes, say)
     photos = _photos(layout, skipped, pictures, path, image_size, seed, workers, [*layout.notes, *notes], say)
-    for line in doubles(photos.splits) if check else ():
+    for line in doubles(photos.splits, [member.num_bytes for member in members]) if check else ():
         say(f"advice: {line}")
     return photos
 

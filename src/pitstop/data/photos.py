@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pitstop.data.decode import MAX_FILE_BYTES, decode_photo
+from pitstop.data.decode import MAX_FILE_BYTES, centre, decode_photo
 from pitstop.data.pixels import Pixels
 from pitstop.data.places import Place
 from pitstop.data.texts import Texts
@@ -99,8 +99,7 @@ class PhotoSet:
         return self.brought(((indices_B, indices_B) for indices_B in groups), self._middle)
 
     def _middle(self, image_CHW: Tensor, _: int) -> Tensor:
-        top, left = ((side - self.size) // 2 for side in image_CHW.shape[1:])
-        return image_CHW[:, top : top + self.size, left : left + self.size]
+        return centre(image_CHW, self.size)
 
     def brought(self, groups: Iterable[Group], view: View) -> Generator[Tensor, None, None]:
         """For each group: `view` of its images, made by the workers, as uint8 images_BCHW on the device.

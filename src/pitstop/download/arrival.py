@@ -4,6 +4,8 @@ import os
 import time
 from collections.abc import Callable
 
+from pitstop.clocks import duration
+
 FIRST_SECONDS = 3.0  # until the first line
 EVERY_SECONDS, LONGEST_SECONDS = 5.0, 60.0  # between two lines: twice as long each time
 LIVE_SECONDS = 0.2
@@ -72,17 +74,11 @@ class Arrival:
         parts = [f"{speed / 1e6:,.2f} MB/s"]
         if left_seconds is None:
             return f"{self._name}: {here / 1e6:,.1f} MB, {parts[0]}"
-        parts.append(f"{_clock(left_seconds)} left")
+        parts.append(f"{duration(round(left_seconds))} left")
         if self._price:
             cost = f"{self._price * left_seconds / 3600:.2f} {self._currency}".rstrip()
             parts.append(f"which cost {cost} at {self._price:g} an hour")
         return f"{self._name}: {here / 1e6:,.1f} of {(self._total or 0) / 1e6:,.1f} MB, {', '.join(parts)}"
-
-
-def _clock(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def _price_of_environment() -> float:

@@ -176,7 +176,7 @@ def pixels(data: bytes, about: dict[str, Any]) -> Tensor | str:
     size, load_size = about["image_size"], about.get("load_size")
     if load_size is not None:
         photo_CHW = decoding.decode_photo(data, load_size)
-        image_CHW = photo_CHW if isinstance(photo_CHW, str) else _centre(photo_CHW, size)
+        image_CHW = photo_CHW if isinstance(photo_CHW, str) else decoding.centre(photo_CHW, size)
     else:
         decoded = decoding.decode(data, size)
         image_CHW = decoded if isinstance(decoded, str) else torch.from_numpy(np.ascontiguousarray(decoded[0]))
@@ -185,11 +185,6 @@ def pixels(data: bytes, about: dict[str, Any]) -> Tensor | str:
     red_HW, green_HW, blue_HW = image_CHW.to(torch.int32)
     grey_HW: Tensor = (19595 * red_HW + 38470 * green_HW + 7471 * blue_HW + 32768) >> 16
     return grey_HW.to(torch.uint8)[None]
-
-
-def _centre(photo_CHW: Tensor, size: int) -> Tensor:
-    top, left = ((side - size) // 2 for side in photo_CHW.shape[1:])
-    return photo_CHW[:, top : top + size, left : left + size]
 
 
 def _guesses(probabilities: Model, classes: Sequence[str], top: int, images: Sequence[Tensor]) -> list[Guesses]:

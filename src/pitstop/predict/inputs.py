@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitstop.data import decode as decoding
-from pitstop.data.archive import DAMAGED, _is_ignored, _zip_name
+from pitstop.data.archive import DAMAGED, is_ignored, zip_name
 from pitstop.errors import UserError
 
 
@@ -70,7 +70,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     if (here.st_dev, here.st_ino) in above:
         return
     for entry in os.scandir(folder):
-        if _is_ignored(entry.name):
+        if is_ignored(entry.name):
             continue
         if entry.is_dir():
             yield from _walk(entry.path, above | {(here.st_dev, here.st_ino)})
@@ -99,9 +99,9 @@ def _members(path: str, stack: ExitStack) -> Iterator[Picture]:
         raise UserError(
             f"{shown(path)} cannot be read ({error or type(error).__name__}): copy it here again."
         ) from error
-    named = sorted((_zip_name(info), info.header_offset, info) for info in archive.infolist() if not info.is_dir())
+    named = sorted((zip_name(info), info.header_offset, info) for info in archive.infolist() if not info.is_dir())
     for name, _, info in named:
-        ignored = any(_is_ignored(part) for part in name.split("/"))
+        ignored = any(is_ignored(part) for part in name.split("/"))
         if not ignored and os.path.splitext(name)[1].lower() in decoding.SUFFIXES:
             yield Picture(shown(f"{path}/{name}"), _Member(archive, info))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from pitstop import again
+from pitstop import again, clocks
 from pitstop.report.account import PARTS, Attempt, Exact
 from pitstop.report.read import Predictions, Run, number
 from pitstop.report.scores import CALIBRATION_BINS, Scores, most_confused, wilson
@@ -29,8 +29,7 @@ def duration(seconds: float) -> str:
     """`1:02:03`, `2:03` or, below a minute, `4.2 s`."""
     if seconds < 60:
         return f"{seconds:.1f}{SPACE}s" if seconds else DASH
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    return clocks.duration(seconds)
 
 
 def money(run: Run, cost: float) -> str:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import torch
 
+from pitstop.clocks import duration
 from pitstop.config import RecipeConfig, crossings
 from pitstop.plan import Stream
-from pitstop.session import messages
 
 WARM_STEPS, STEPS = 5, 20  # the first are slow: memory is allocated, kernels are chosen
 
@@ -88,7 +89,7 @@ class Estimate:
 
     def measured(self) -> Measured:
         """To be called at the end of the run."""
-        pairs = list(zip(self._ticks, self._ticks[1:], strict=False))
+        pairs = list(pairwise(self._ticks))
         # Of the later ones; the step after the evaluation holds it.
         steps = [b - a for a, b in pairs[WARM_STEPS:]] or [b - a for a, b in pairs] or [self._evaluation]
         return Measured(self._start, statistics.median(steps), self._evaluation, self._now() - self._ticks[-1])
@@ -142,7 +143,7 @@ def describe(
     seconds = measured.run(steps, evaluations)
     speed = config.batch_size / measured.step
     rows: dict[str, Any] = {
-        "done": f"{at(seconds, now)}, {messages.duration(seconds)} after now",
+        "done": f"{at(seconds, now)}, {duration(seconds)} after now",
         "of that": f"start {measured.start:.0f} s; {steps:,} steps of {measured.step:.4f} s ({speed:,.0f} images/s); "
         f"{evaluations} evaluations of {measured.evaluation:.1f} s; the end {measured.end:.1f} s",
         "cost": f"{config.price * seconds / 3600:.2f} {config.currency} at {config.price:g} an hour"

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pitstop.clocks import duration
 from pitstop.memory import Shortage
 
 
@@ -49,12 +50,6 @@ def finished(run: Path, status: dict[str, Any]) -> str:
         f"{run.name} is finished after {status.get('total_steps')} steps in {attempts} attempt{'s'[: attempts != 1]}: "
         f"{result_line(status.get('result', {}))}{unseen}\n  {bill(status)}\n{where(run)}"
     )
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def header(run: Path, reached: dict[str, Any], batch_size: int, shape: dict[str, Any], attempt: int) -> str:

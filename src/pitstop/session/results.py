@@ -187,8 +187,9 @@ class Results:
 
     def _look(self, epoch: float, result: Evaluation) -> None:
         if self._watch:
-            support_K = result.confusion_KK.sum(1)
-            recall_K = result.confusion_KK.diagonal() / support_K  # NaN where there is no image
+            confusion_KK = result.confusion_KK
+            support_K = confusion_KK.sum(1)
+            recall_K = confusion_KK.diagonal() / support_K  # NaN where there is no image
             self._advise(self._watch.evaluation(epoch, result["accuracy"], recall_K.tolist(), support_K.tolist()))
 
     def _advise(self, lines: Sequence[str]) -> None:

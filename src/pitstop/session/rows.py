@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from pitstop.clocks import duration
 from pitstop.config import crossings
 from pitstop.plan import Stream
 from pitstop.record import Metrics
@@ -79,7 +80,7 @@ class Rows:
         left_seconds = self._left(step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         text = f"epoch {self._epoch(step):.2f}  {shown}  {speed:,.0f} images/s{self._outlook(left_seconds)}"
-        self._attempt.row(step, text, messages.duration(left_seconds))
+        self._attempt.row(step, text, duration(left_seconds))
         return self._epoch(step), means, share
 
     def _left(self, step: int) -> float:
