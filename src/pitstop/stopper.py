@@ -31,6 +31,7 @@ AT_ONCE_SECONDS = 3.0  # for the last words of a process that has nothing to sav
 LOOK_SECONDS = 1.0  # between two looks at clocks and files
 TOGETHER_SECONDS = 0.3  # within which a hangup and the death of the launcher that it causes arrive
 HANGUP_SECONDS = 5.0
+SIGNAL_FOLLOWS_SECONDS = 1.0  # all ranks are signalled one by one, and by a loaded machine
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ class Stopper:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
             if os.getppid() != parent:  # it died just before
                 self.request("the launcher has died", START_AGAIN)
+
+    def let_signal_arrive(self) -> None:
+        """A rank that was asked to leave breaks what connects it to the others, maybe before they are asked: they fail.
+        The signal tells them why, if it is on its way.
+
+        Raises:
+            SystemExit: it was, and nothing is lost.
+        """
+        if not self._armed:
+            time.sleep(SIGNAL_FOLLOWS_SECONDS)
 
     def arm(self) -> None:
         self._armed = True

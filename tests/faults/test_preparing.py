@@ -136,15 +136,19 @@ def test_a_download_under_pitstop_launch(
     asks_for_the_rest(run, server, downloads(run).stat().st_size)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_a_compilation(ranks: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
-    """In the first step of an attempt that goes on at step 5: no step is computed, the checkpoint is as it was."""
+@pytest.mark.parametrize(("ranks", "apart"), [(1, 0.0), (3, 0.0), (3, 0.5)])
+def test_a_compilation(ranks: int, apart: float, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
+    """In the first step of an attempt that goes on at step 5: no step is computed, the checkpoint is as it was. So too
+    where the signals of the ranks come `apart` seconds: the first that leaves breaks the sum for which others wait.
+    """
     run = tiny("--save_every", "5steps", ranks=ranks, COMPILE="alone")
     run.killed("commit:8", SAVES_WAIT="1")
     before, done = run.checkpoints(), steps(run)
     with held(run, "compiling:5") as job:
         begun = time.monotonic()
-        job.signal(signal.SIGTERM)
+        for rank in range(ranks):
+            job.signal(signal.SIGTERM, rank)
+            time.sleep(apart)
         ended_in_time(job, begun)
     assert stopped(run, "now")["step"] == 5
     assert (run.checkpoints(), steps(run)) == (before, done)

@@ -45,6 +45,8 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             raise SystemExit(error.exit_code) from None
         except Exception as error:
             with _deaf_to_workers():
+                if not attempt.leads:
+                    stopper.let_signal_arrive()
                 attempt.failed(error)
             raise
         finally:
