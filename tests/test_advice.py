@@ -86,13 +86,15 @@ def test_accuracy_near_chance() -> None:
 def test_learned_by_heart_and_classes_that_are_not_found() -> None:
     one = watch()
     feed(one, [1.0, 0.5], accuracy=0.99)
-    lines = one.evaluation(3, 0.8, [0.95, 0.3, math.nan, 0.9], [50, 50, 0, 50])
-    assert len(lines) == 2
-    assert "99.0 %" in lines[0]
-    assert "80.0 %" in lines[0]
-    assert "bottle 30 %" in lines[1]
-    assert "--class_weights balanced" in lines[1]
-    assert one.evaluation(4, 0.8, [0.95, 0.3, math.nan, 0.9], [5, 5, 0, 5]) == []
+    (line,) = one.evaluation(3, 0.8, [0.3, 0.95, math.nan, 0.9], [50, 50, 0, 50])
+    assert "99.0 %" in line
+    assert "80.0 %" in line
+    assert one.evaluation(4, 0.8, [0.95, 0.3, math.nan, 0.9], [50, 50, 0, 50]) == [], "another class: it was chance"
+    assert one.evaluation(5, 0.8, [0.95, 0.3, math.nan, 0.9], [5, 5, 0, 5]) == [], "too few to say"
+    one.evaluation(6, 0.8, [0.95, 0.3, math.nan, 0.9], [50, 50, 0, 50])
+    (line,) = one.evaluation(7, 0.8, [0.95, 0.3, math.nan, 0.9], [50, 50, 0, 50])
+    assert "bottle 30 %" in line
+    assert "--class_weights balanced" in line
 
 
 def test_a_device_that_waits() -> None:

@@ -62,6 +62,7 @@ class Watch:
         self._chance = max(shares)
         self._losses: list[float] = []
         self._accuracy = math.nan  # of the newest train row
+        self._low: set[str] = set()  # classes of the newest evaluation
         self._lower = flags.among(peak_lr=f"{flags.config.peak_lr / 10:g}")
         self._said: set[str] = set()
 
@@ -127,6 +128,8 @@ class Watch:
             for recall, name, support in zip(recalls, self._classes, supports, strict=True)
             if support >= ENOUGH and recall < LOW_RECALL and recall < accuracy - LOW_BY
         ]
+        before, self._low = self._low, {name for _, name in low}
+        low = [(recall, name) for recall, name in low if name in before]  # once may be chance, early on
         if low:
             named = ", ".join(f"{name} {100 * recall:.0f} %" for recall, name in sorted(low)[:NAMED])
             flag = self._flags.among(class_weights="balanced")
