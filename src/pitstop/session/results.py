@@ -1,6 +1,7 @@
 """What becomes of figures beside their rows: predictions/, which the report reads, best/, and advice."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -174,7 +175,7 @@ class Results:
         except (OSError, subprocess.TimeoutExpired) as error:
             made, words = False, [str(error)]
         if not made:
-            self._attempt.say(f"no report was made ({' '.join(words)}): pitstop report {run.path}")
+            self._attempt.say(f"no report was made ({' '.join(words)}): pitstop report {shlex.quote(str(run.path))}")
         else:
             self._attempt.say(f"  the report    {run.path / 'report' / 'report.html'}")
 
