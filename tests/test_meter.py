@@ -159,3 +159,10 @@ def test_the_budget() -> None:
 def test_nothing() -> None:
     report = Meter().report()
     assert (report["paid_seconds"], report["cost"], report["goodput"], report["redone_steps"]) == (0, 0, 0, 0)
+
+
+def test_two_attempts_of_one_number_are_both_paid() -> None:
+    """What a machine did whose uploads never arrived, and what its successor did, once both are on one disk."""
+    hours = (1, 3600), (2, 7200), (2, 1800)
+    events = [{"event": kind, "attempt": number, "up": up} for number, up in hours for kind in ("attempt", "heartbeat")]
+    assert Meter(events).paid_seconds == 3600 + 7200 + 1800

@@ -1,6 +1,7 @@
 """What becomes of figures beside their rows: predictions/, which the report reads, best/, and advice."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pitstop.checkpoint import to_bytes, write_final
 from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
 from pitstop.files import new_directory, read_json, write_json, write_new
+from pitstop.launcher import OUTCOME
 from pitstop.selection import Best
 from pitstop.session import messages
 from pitstop.session.attempt import Attempt
@@ -169,8 +171,9 @@ class Results:
         if not self._flags.config.report or find_spec("matplotlib") is None:
             return
         argv = [sys.executable, "-m", "pitstop.cli", "report", str(run.path)]  # its memory is its own, and its errors
+        env = {**os.environ, OUTCOME: ""}  # our word stands, whatever becomes of the report
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=REPORT_SECONDS, check=False)
+            done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=REPORT_SECONDS, check=False)
             made, words = done.returncode == 0, (done.stdout or done.stderr).strip().splitlines()[-1:]
         except (OSError, subprocess.TimeoutExpired) as error:
             made, words = False, [str(error)]
