@@ -97,6 +97,24 @@ def test_learned_by_heart_and_classes_that_are_not_found() -> None:
     assert "--class_weights balanced" in line
 
 
+def test_no_flag_is_named_that_was_turned_already() -> None:
+    """More decay, weights of another run, resampling: the person knows, and 0.005 would be a step back."""
+    turned = {"weight_decay": 0.05, "patience": 3, "clip_grad_norm": 0.5, "augment": "strong"}
+    config = FULL.config.model_copy(update=turned | {"weights": "runs/other", "class_weights": "resample"})
+    flags = advice.Flags(config)
+    assert "--" not in "".join(advice.of_classes([900, 31, 500, 300], CLASSES, flags))
+    one = advice.Watch(flags, [500] * 4, CLASSES)
+    feed(one, [1.0, 0.5], accuracy=0.99)
+    (line,) = one.evaluation(3, 0.7, [0.7] * 4, [50] * 4)
+    assert line.endswith("on others: more images help most")
+    (line,) = feed(one, [0.5] * 9 + [5.0, 5.0])
+    assert line.endswith(": --peak_lr 0.02"), line
+
+
+def test_few_held_out_images_say_nothing() -> None:
+    assert watch().evaluation(3, 2 / 3, [1.0, 1.0, 0.0, math.nan], [1, 1, 1, 0]) == []
+
+
 def test_a_device_that_waits() -> None:
     lines = feed(watch(), [1.0, 0.9, 0.8, 0.7], waited=0.6)
     assert len(lines) == 1
