@@ -69,6 +69,8 @@ def attempts(warm: Warm, run: Path, script: str, tracker: str, **env: str) -> li
         job = warm.start(argv, cwd=run.parent, out=out, env=env).wait(60)
         assert job.codes == [code], job.text
         said.append(job.text)
+        for path in run.glob("tensorboard/events.*"):  # named by the second, and the next attempt is not in the same
+            path.rename(f"{path}-{rows}")
     return said
 
 
