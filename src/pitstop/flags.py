@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from pitstop.config import RecipeConfig, mark
 from pitstop.errors import BAD_USAGE, UsageError
-from pitstop.launcher import tell_launcher
+from pitstop.launcher import note_hangups, tell_launcher
 from pitstop.usage import default_text, described, expected, help_text, shown
 
 C = TypeVar("C", bound=BaseModel)
@@ -77,6 +77,8 @@ def parse(
     """
     # Before torch is imported, which reads it once: DDP would warn, on every rank, of the option that keeps it exact.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if argv is None and issubclass(config_type, RecipeConfig):
+        note_hangups()  # the imports that follow take seconds
     given = list(sys.argv[1:] if argv is None else argv)
     program = program or f"accelerate launch {sys.argv[0]}"
     if "--help" in given or "-h" in given:

@@ -2,6 +2,7 @@
 come through accelerate."""
 
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ LAUNCHERS = {
     *("accelerate", "accelerate.commands.launch", "accelerate.commands.accelerate_cli"),
     *("torchrun", "torch.distributed.run", "pitstop", "pitstop.cli"),
 }
+
+hangups: list[int] = []  # signals, of a terminal that closed while this process still imported what it needs
+
+
+def note_hangups() -> None:
+    """A SIGHUP ends nothing from here on; what it means, a session decides."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda number, _: hangups.append(number))
 
 
 def command_line(pid: int) -> list[str]:

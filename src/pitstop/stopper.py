@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from pitstop.errors import PERSON_DECIDES, START_AGAIN
-from pitstop.launcher import GRACE, OUTCOME, is_launcher
+from pitstop.launcher import GRACE, OUTCOME, hangups, is_launcher
 from pitstop.notice import Notice
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -80,6 +80,11 @@ class Stopper:
         for number, handler in handlers.items():
             self._before[number] = signal.signal(number, handler)
         self._ask_for(PARENT_DIED)
+
+    def heed_hangup(self) -> None:
+        """A terminal that closed before `install`. Raises SystemExit where that is taken for a wish to stop."""
+        if hangups:
+            (self._handle if _agent() else self._hung_up)(hangups[-1], None)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -130,6 +130,15 @@ def test_the_word_of_the_recipe_stands(launch: Callable[..., Launched], tiny: Ca
     assert "no report was made" in one.text, "nothing was refused"
 
 
+def test_what_trains_nothing_has_no_end_to_act_on(launch: Callable[..., Launched], tiny: Callable[..., Run]) -> None:
+    """`--then "sudo shutdown now"` and a look at the flags: the machine stays up. A wrong flag is a failure, though."""
+    run = tiny()
+    for flags, code, ran in ((("--help",), 0, False), (("--dry_run",), 0, False), (("--epohcs", "2"), 2, True)):
+        one = launch(run.folder, "--then", "touch acted", **words(*flags))
+        assert one.end() == code, one.text
+        assert (run.folder / "acted").exists() == ran, flags
+
+
 def check_stopped(run: Run, at_step: int) -> None:
     status = run.status()
     assert (status["state"], status["restart"], status["step"]) == ("stopped", "now", at_step)

@@ -76,30 +76,34 @@ def ends(pid: int, seconds: float = 60) -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_that_closes(tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["begin", "step:5"])
+def test_a_terminal_that_closes(
+    before: str, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
+) -> None:
     """As sshd does it: the other side closes. The launcher dies of SIGHUP, the recipe gets SIGHUP and EIO, and ends."""
     run, hold = tiny(), tmp_path / "hold"
     master, slave = os.openpty()
-    launcher = start(run, LAUNCH, terminal=slave, HOLD_AT="step:5", HOLD=str(hold))
+    launcher = start(run, LAUNCH, terminal=slave, HOLD_AT=before, HOLD=str(hold))
     os.close(slave)
     os.set_blocking(master, False)
-    pid = trains(run, 5)
-    assert pid != launcher.pid
-    seen = os.read(master, 1 << 16)
-    assert b"attempt 1 begins at step 0" in seen
+    wait_for(Path(f"{hold}.held"))
+    if before != "begin":  # nothing is known of the run then
+        assert run.status()["pid"] != launcher.pid
+        assert b"attempt 1 begins at step 0" in os.read(master, 1 << 16)
     os.close(master)
     assert launcher.wait(30) == -signal.SIGHUP
     Path(f"{hold}.go").touch()
-    ends(pid)
+    wait_for(run.folder / "runs" / "r" / "status.json")
+    ends(int(str(run.status()["pid"])))
     assert run.status()["state"] == "finished", run.log()
     assert run.status()["attempt"] == 1
     assert_same(run, clean())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", ["step:5", "restored"])
+@pytest.mark.parametrize(("before", "attempts"), [("step:5", 2), ("restored", 2), ("begin", 1)])
 def test_a_terminal_that_closes_with_several_ranks(
-    before: str, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
+    before: str, attempts: int, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
 ) -> None:
     """torchrun's agent takes that for a wish to stop: they save and leave, and the same command goes on elsewhere."""
     run, hold = tiny(), tmp_path / "hold"
@@ -109,16 +113,15 @@ def test_a_terminal_that_closes_with_several_ranks(
     os.close(slave)
     os.set_blocking(master, False)
     wait_for(Path(f"{hold}.held"))
-    pid = int(str(run.status()["pid"]))
     os.close(master)
     Path(f"{hold}.go").touch()
     launcher.wait(60)
-    ends(pid)
+    wait_for(run.folder / "runs" / "r" / "status.json")
     finished(run)
-    assert run.status()["attempt"] == 2
-    assert [event["reason"] for event in run.events("stopped")] == ["SIGHUP"]
+    assert run.status()["attempt"] == attempts
+    assert [event["reason"] for event in run.events("stopped")] == ["SIGHUP"] * (attempts - 1)
     (log,) = (run.folder / "runs").glob("launch-*.log")
-    assert "attempt 2" in log.read_text()
+    assert f"attempt {attempts}" in log.read_text()
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and at_work_for(int(name), run)):
         ends(pid)
     assert_same(run, clean(ranks=2))

@@ -68,9 +68,20 @@ def test_several_processes() -> None:
     assert command.env["PET_SIGNALS_TO_HANDLE"] == "SIGTERM,SIGINT,SIGUSR1"
     assert "ACCELERATE_USE_CPU" not in command.env
     assert made(processes="2").env["ACCELERATE_USE_CPU"] == "true"
-    with_file = made(config_file="f.yaml")
-    assert with_file.argv[3:] == ("--config_file", "f.yaml", "--num_processes", "1", "r.py")
-    assert with_file.is_launcher
+
+
+def test_a_config_file(tmp_path: Path) -> None:
+    """It may say how many processes there are, on several machines; then nobody else does."""
+    file = tmp_path / "f.yaml"
+    for content, flags in (("num_machines: 1\n", ("--num_processes", "2")), ("x: 1\nnum_processes: 16\n", ())):
+        file.write_text(content)
+        with_file = made(config_file=str(file), CUDA_VISIBLE_DEVICES="0,1")
+        assert with_file.argv[3:] == ("--config_file", str(file), *flags, "r.py")
+        assert with_file.is_launcher
+        assert made(config_file=str(file), processes="8", CUDA_VISIBLE_DEVICES="0,1").argv[5:7] == (
+            "--num_processes",
+            "8",
+        )
 
 
 def test_more_processes_than_gpus() -> None:

@@ -128,6 +128,12 @@ class Attempt:
         if self._remote:
             self._remote.start(self.run.attempt)
 
+    @property
+    def wants_more(self) -> bool:
+        """Would the same command go on with the run?"""
+        rehearses = self.config.dry_run or self.config.estimate
+        return not rehearses and self.run.status().get("restart", "now") == "now"
+
     def taken_over(self) -> str:
         """Another machine has taken this run over: why to stop, or nothing."""
         return self._remote.taken_over() if self._remote else ""

@@ -29,9 +29,11 @@ def start_again(runs_dir: Path) -> Path | None:
     process = Path(f"/proc/{agent}")
     variables = (process / "environ").read_bytes().split(b"\0")  # its own: ours has what it gave its ranks
     env = dict(variable.split(b"=", 1) for variable in variables if b"=" in variable)
-    log = runs_dir.absolute() / f"launch-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
-    with open(log, "ab") as output:
-        subprocess.Popen(
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    begun = runs_dir.absolute() / f"launch-{datetime.now():%Y%m%d-%H%M%S}"
+    nameless = begun.with_name(f"{begun.name}.log")
+    with open(nameless, "ab") as output:
+        heir = subprocess.Popen(
             ["/bin/sh", "-c", SCRIPT, str(agent), str(WAIT_TURNS), *command_line(agent)],
             cwd=(process / "cwd").readlink(),
             env=env,
@@ -40,4 +42,4 @@ def start_again(runs_dir: Path) -> Path | None:
             stderr=output,
             start_new_session=True,
         )
-    return log
+    return nameless.rename(begun.with_name(f"{begun.name}-{heir.pid}.log"))  # as `pitstop attach` knows launches

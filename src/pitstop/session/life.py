@@ -31,6 +31,7 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
         stopper.install()
         attempt = Attempt(config, recipe, launched_rank(), lambda: stopper.seconds_left)
         try:
+            stopper.heed_hangup()
             check_meeting()
             with _watching(config, attempt, stopper):
                 finished = attempt.look()
@@ -53,7 +54,7 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
-            if stopper.hung_up and attempt.run.attempt and attempt.run.status().get("restart") == "now":
+            if stopper.hung_up and attempt.leads and attempt.wants_more:
                 _start_again(attempt.run.path.parent)
             stopper.uninstall()
 

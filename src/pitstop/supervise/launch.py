@@ -120,7 +120,8 @@ def main(argv: Sequence[str]) -> int:
         log = run / "train.log" if run and verdict.code == FAILED else None
         more = f"; the end of {log} tells more" if log and log.is_file() else ""
         say(f"{verdict.state}: {verdict.reason or 'without a reason'}{more} (exit code {verdict.code})")
-    if flags.then and verdict.state in flags.then_on.split(","):
+    trained = run is not None or verdict.code != FINISHED  # --help and --dry_run end well, and promise nothing
+    if flags.then and trained and verdict.state in flags.then_on.split(","):
         finally_run(flags.then, verdict, run)
     return verdict.code
 

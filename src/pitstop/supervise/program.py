@@ -74,7 +74,7 @@ def build(
     alone = processes == "1" and not config_file  # whatever GPUs there are
     gpus = 0 if alone or value_of("device", words) == "cpu" else visible_gpus(env)
     number = max(1, gpus) if processes == "auto" else int(processes)
-    if 0 < gpus < number:
+    if 0 < gpus < number and not config_file:
         raise UserError(f"--processes {number}: only {gpus} GPU{'s'[: gpus != 1]} can be seen here, and each needs one")
     if number == 1 and not config_file:
         threads = {"OMP_NUM_THREADS": env.get("OMP_NUM_THREADS") or "1"}
@@ -87,8 +87,15 @@ def build(
     if gpus == 0:
         more["ACCELERATE_USE_CPU"] = "true"
     options = ["--config_file", config_file] if config_file else _options(number)
-    argv = (sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", str(number))
+    if processes != "auto" or not _says_how_many(config_file):
+        options += ["--num_processes", str(number)]
+    argv = (sys.executable, "-m", "accelerate.commands.launch", *options)
     return Command((*argv, recipe, *words), {**env, **more}, is_launcher=True)
+
+
+def _says_how_many(config_file: str) -> bool:
+    """On all its machines together, of which this one knows nothing."""
+    return bool(config_file) and "\nnum_processes:" in f"\n{Path(config_file).read_text(errors='replace')}"
 
 
 def _options(number: int) -> list[str]:
