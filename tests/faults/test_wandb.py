@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wandb_server import KEY, StoredRun, WandbServer
 SYNC = "import sys; from pitstop.sync import command; sys.exit(command(sys.argv[1:]))"
 FLAGS = ("--save_every", "2steps", "--log_every", "1", "--eval_every", "3")
 STEP_SECONDS = "0.05"
+NO_FIGURES = ("kind", "step", "time", "media", "class_accuracy")
 
 
 class Tracked(Run):
@@ -51,13 +53,17 @@ def tracked(warm: Warm, tmp_path: Path) -> Callable[..., Tracked]:
     return lambda *flags, **env: Tracked(warm, tmp_path / "run", *FLAGS, *flags, **env)
 
 
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
 def expected(run: Run) -> list[dict[str, Any]]:
-    """What W&B should have: metrics.jsonl, in its order."""
-    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    """What W&B should have: metrics.jsonl, in its order; the pictures apart."""
     return [
-        {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "step", "time")}
+        {f"{row['kind']}/{key}": value for key, value in row.items() if key not in NO_FIGURES}
+        | {f"{row['kind']}/class_accuracy/{name}": share for name, share in row.get("class_accuracy", {}).items()}
         | {"global_step": row["step"]}
-        for row in rows
+        for row in rows_of(run)
     ]
 
 
@@ -65,7 +71,35 @@ def mirrored(stored: StoredRun) -> list[dict[str, Any]]:
     """The server's rows, after a look at their numbers."""
     assert [row["_step"] for row in stored.rows] == list(range(len(stored.rows))), "out of order, double or missing"
     assert stored.gaps == 0
-    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in stored.rows]
+    return [
+        {key: value for key, value in row.items() if not key.startswith("_") and not isinstance(value, dict)}
+        for row in stored.rows
+    ]
+
+
+def shown(stored: StoredRun) -> dict[int, dict[str, list[tuple[bytes, str]]]]:
+    """Row -> name -> (file, caption) of its pictures, as the server has them."""
+    found: dict[int, dict[str, list[tuple[bytes, str]]]] = {}
+    for number, row in enumerate(stored.rows):
+        for name, value in row.items():
+            if isinstance(value, dict):
+                assert value["_type"] == "images/separated", value
+                captions = value.get("captions") or [""] * value["count"]
+                files = [stored.files[file] for file in value["filenames"]]
+                found.setdefault(number, {})[name] = list(zip(files, captions, strict=True))
+    return found
+
+
+def to_show(run: Run) -> dict[int, dict[str, list[tuple[bytes, str]]]]:
+    """The same, as the rows of metrics.jsonl and the files of the run say it."""
+    return {
+        number: {
+            f"{row['kind']}/{name}": [((run.path / one["path"]).read_bytes(), one.get("caption", "")) for one in shots]
+            for name, shots in row["media"].items()
+        }
+        for number, row in enumerate(rows_of(run))
+        if "media" in row
+    }
 
 
 def end_of(job: Job, seconds: float) -> None:
@@ -106,6 +140,28 @@ def test_ten_kills_an_outage_and_offline_attempts(tracked: Callable[..., Tracked
     assert again.codes == [0], again.text
     assert " 0 of them new" in again.text
     assert mirrored(server.run()) == expected(run)
+
+
+@pytest.mark.slow
+def test_pictures_and_class_accuracies_belong_to_their_rows(
+    tracked: Callable[..., Tracked], server: WandbServer
+) -> None:
+    """Killed before the first row; the next attempt sends the samples that the first has written. And the last row has
+    the pictures of the end, each the very file of the run."""
+    run = tracked("--log_every", "4", "--log_gradients", "True", "--price", "2", PICTURES="1", **server.environment)
+    assert run.go(KILL_AT="step:3", SAVES_WAIT="1").codes == [-signal.SIGKILL]
+    run.finish()
+    stored = server.run()
+    assert mirrored(stored) == expected(run)
+    assert shown(stored) == to_show(run)
+    first, last = min(to_show(run)), max(to_show(run))
+    assert (first, last) == (0, len(stored.rows) - 1)
+    assert {name: len(shots) for name, shots in shown(stored)[first].items()} == {"train/augmented": 16}
+    names = {"eval/predictions"} | ({"eval/confusion_matrix"} if find_spec("matplotlib") else set())
+    assert shown(stored)[last].keys() == names
+    assert any(", taken for " in caption for _, caption in shown(stored)[last]["eval/predictions"])
+    assert {"train/cost", "train/goodput", "train/grad_norm"} < stored.rows[0].keys()
+    assert "eval/class_accuracy/7" in stored.rows[last]
 
 
 @pytest.mark.slow

@@ -1,72 +1,135 @@
-"""predictions/: what was most wrong, most uncertain and most right, as the model saw it."""
+"""What becomes of an evaluation beside its figures: accuracies of classes, pictures, advice on the input."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
 from torch import Tensor
 
 from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
-from pitstop.session.results import NUM_PICTURES, Results, worth_a_look, write_predictions
+from pitstop.session.results import Results
 
 
 class Images(NamedTuple):
     images_NCHW: Tensor
     labels_N: Tensor
-    names: list[str]
 
     def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
         return (self.images_NCHW[first:end] for first, end in spans)
 
 
-def evaluated(count: int, classes: int) -> Evaluation:
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    logits = torch.randn(count, classes, generator=generator) + 2 * torch.eye(classes)[labels]
-    return Evaluation({"accuracy": 0.5}, logits, Images(pixels, labels, [f"\u732b {n}.png" for n in range(count)]))
+class Train(NamedTuple):
+    """A training set, as far as it says what the classes are."""
+
+    classes: tuple[str, ...]
+    fingerprint: dict[str, Any] = {}  # noqa: RUF012
+
+    @property
+    def labels_N(self) -> Tensor:
+        return torch.arange(len(self.classes)).repeat_interleave(300)
 
 
-def test_rows_are_those_that_numpy_finds() -> None:
-    evaluation = evaluated(500, 4)
-    logits, labels = evaluation.logits_NK.double().numpy(), evaluation.labels_N.numpy()
-    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    ordered = np.sort(shares, axis=1)
-    wrong = [n for n in range(500) if shares[n].argmax() != labels[n]]
-    mistakes = sorted(wrong, key=lambda n: -ordered[n, -1])[:NUM_PICTURES]
-    unsure = sorted(range(500), key=lambda n: ordered[n, -1] - ordered[n, -2])[:NUM_PICTURES]
-    hits = sorted(set(range(500)) - set(wrong), key=lambda n: -ordered[n, -1])[:NUM_PICTURES]
-    rows = worth_a_look(evaluation.logits_NK, evaluation.labels_N).tolist()
-    assert set(rows) == {*mistakes, *unsure, *hits}
-    assert len(rows) == len(set(rows))
-    assert rows[:NUM_PICTURES] == mistakes
+class Somebody:
+    """An attempt on rank 0 that may take its time."""
+
+    leads, config = True, RecipeConfig()
+
+    def __init__(self, path: Path, seconds_left: float | None = None) -> None:
+        self.said: list[str] = []
+        self.run = SimpleNamespace(is_open=False, path=path)
+        self.seconds_left = lambda: seconds_left
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
-def test_few_images_and_two_classes() -> None:
-    assert sorted(worth_a_look(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])).tolist()) == [0, 1]
+def results(path: Path, classes: Sequence[str], seconds_left: float | None = None, **flags: Any) -> Results:
+    made = Results(RecipeConfig(**flags), cast(Any, Somebody(path, seconds_left)))
+    made.given(cast(Any, Train(tuple(classes))), [], None)
+    return made
 
 
-def test_what_is_written_and_that_the_newest_replaces_it(tmp_path: Path) -> None:
-    for count in (40, 90):
-        evaluation = evaluated(count, 3)
-        about = {"step": count, "split": "test", "weights": "final", "classes": ["a", "b", "\u732b"]}
-        write_predictions(tmp_path, evaluation, about)
-        assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
-        outcome = load_file(tmp_path / "predictions" / "predictions.safetensors")
-        pictures = load_file(tmp_path / "predictions" / "pictures.safetensors")
-        told = json.loads((tmp_path / "predictions" / "about.json").read_text())
-        assert outcome["logits_NK"].equal(evaluation.logits_NK)
-        assert outcome["labels_N"].equal(evaluation.labels_N)
-        rows = pictures["rows_M"]
-        assert pictures["images_MCHW"].equal(evaluation.images.images_NCHW[rows])
-        assert told == about | {"names": [f"\u732b {row}.png" for row in rows.tolist()]}
+def evaluated(labels: list[int], said: list[int], classes: int) -> Evaluation:
+    logits = 4.0 * torch.eye(classes)[torch.tensor(said)]
+    pixels = torch.arange(len(labels) * 3 * 16, dtype=torch.int64).remainder(251).to(torch.uint8).view(-1, 3, 4, 4)
+    return Evaluation({"loss": 1.0, "accuracy": 0.5}, logits, Images(pixels, torch.tensor(labels)))
+
+
+def test_accuracies_of_classes(tmp_path: Path) -> None:
+    """Counted by hand; a class without images is left out; `dog` has two of three."""
+    result = evaluated([0, 0, 0, 1, 3], [0, 2, 0, 2, 3], 4)
+    fields = results(tmp_path, ["dog", "cat", "none", "frog"]).by_class(result)
+    assert fields == {"class_accuracy": {"dog": 0.666667, "cat": 0.0, "frog": 1.0}}
+
+
+def test_no_accuracies_of_too_many_classes_or_of_other_figures(tmp_path: Path) -> None:
+    for classes, number in ((100, 100), (101, 0)):
+        result = evaluated([*range(classes)], [*range(classes)], classes)
+        fields = results(tmp_path, [str(index) for index in range(classes)]).by_class(result)
+        assert len(fields.get("class_accuracy", {})) == number
+    assert results(tmp_path, ["a", "b"]).by_class({"accuracy": 0.5}) == {}
+    assert results(tmp_path, ["a"]).by_class(evaluated([0, 1], [0, 0], 2)) == {}, "the classes are others"
+
+
+def finish(made: Results, result: Any, leads: bool = True) -> dict[str, Any]:
+    attempt = cast(Any, made)._attempt
+    attempt.leads = leads
+    return made.finished(9, result, "test", torch.nn.Linear(2, 2), {"model": "x"})
+
+
+def test_the_last_row_names_pictures_that_are_there(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    made = results(tmp_path, ["dog", "c$at"])
+    fields = finish(made, evaluated([0, 0, 1, 1], [0, 1, 1, 1], 2))
+    assert set(fields) == {"class_accuracy", "media"}
+    assert set(fields["media"]) == {"predictions", "confusion_matrix"}
+    assert len(fields["media"]["predictions"]) == 4
+    for pictures in fields["media"].values():
+        for picture in pictures:
+            with Image.open(tmp_path / picture["path"]) as image:
+                image.load()
+    assert min(image.size) > 300, "the last one is the confusion matrix"
+    assert [path.name for path in (tmp_path / "predictions").glob("confusion.*")] == ["confusion.png"]
+    assert (tmp_path / "final" / "model.safetensors").exists()
+    assert cast(Any, made)._attempt.said == []
+
+
+def test_no_confusion_matrix_without_a_tracker_matplotlib_or_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = evaluated([0, 0, 1, 1], [0, 1, 1, 1], 2)
+    assert set(finish(results(tmp_path, "ab", tracker="none"), result)["media"]) == {"predictions"}
+    assert set(finish(results(tmp_path, "ab", seconds_left=20.0), result)["media"]) == {"predictions"}
+    monkeypatch.setattr("pitstop.session.results.find_spec", lambda name: None)
+    assert set(finish(results(tmp_path, "ab"), result)["media"]) == {"predictions"}
+    assert not (tmp_path / "predictions" / "confusion.png").exists()
+
+
+def test_pictures_that_cannot_be_made_cost_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = evaluated([0, 0, 1, 1], [0, 1, 1, 1], 2)
+    made = results(tmp_path, "ab")
+    monkeypatch.setattr("pitstop.session.results.beside", lambda *_: "it did not work")
+    monkeypatch.setattr("pitstop.session.results.find_spec", lambda name: name)
+    assert set(finish(made, result)["media"]) == {"predictions"}
+    assert cast(Any, made)._attempt.said == ["no picture of the confusion matrix was made (it did not work)"]
+    made = results(tmp_path, "ab")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pitstop.session.results.write_predictions", full)
+    assert set(finish(made, result)) == {"class_accuracy"}
+    assert cast(Any, made)._attempt.said == ["predictions/ was not written: No space left on device"]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    assert set(finish(results(tmp_path, "ab"), evaluated([0, 1], [0, 1], 2), leads=False)) == {"class_accuracy"}
+    assert not list(tmp_path.iterdir())
 
 
 class Weighed(RecipeConfig):
@@ -74,11 +137,11 @@ class Weighed(RecipeConfig):
 
 
 @pytest.mark.parametrize(("scale", "number"), [(1.0, 0), (255.0, 1)])
-def test_images_that_the_weights_do_not_expect_are_named_once(scale: float, number: int) -> None:
+def test_images_that_the_weights_do_not_expect_are_named_once(scale: float, number: int, tmp_path: Path) -> None:
     said: list[str] = []
-    attempt = SimpleNamespace(leads=True, say=said.append, run=SimpleNamespace(is_open=False))
+    attempt = SimpleNamespace(leads=True, say=said.append, run=SimpleNamespace(is_open=False, path=tmp_path))
     model = torch.nn.Flatten()
-    Results(Weighed(), cast(Any, attempt)).look_at_input(model)
+    Results(Weighed(), cast(Any, attempt)).look_at_input(model, 3)
     for _ in range(3):
         model(scale * torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
     assert len(said) == number
