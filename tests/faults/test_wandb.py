@@ -143,13 +143,12 @@ def test_ten_kills_an_outage_and_offline_attempts(tracked: Callable[..., Tracked
 
 
 @pytest.mark.slow
-def test_pictures_and_class_accuracies_belong_to_their_rows(
-    tracked: Callable[..., Tracked], server: WandbServer
-) -> None:
+def test_pictures_and_class_accuracies_belong_to_their_rows(warm: Warm, tmp_path: Path, server: WandbServer) -> None:
     """Killed before the first row; the next attempt sends the samples that the first has written. And the last row has
     the pictures of the end, each the very file of the run."""
-    run = tracked("--log_every", "4", "--log_gradients", "True", "--price", "2", PICTURES="1", **server.environment)
-    assert run.go(KILL_AT="step:3", SAVES_WAIT="1").codes == [-signal.SIGKILL]
+    flags = ("--save_every", "2steps", "--log_every", "4", "--log_gradients", "True", "--price", "2")
+    run = Tracked(warm, tmp_path / "run", *flags, PICTURES="1", **server.environment)
+    run.killed("step:3", SAVES_WAIT="1")
     run.finish()
     stored = server.run()
     assert mirrored(stored) == expected(run)
