@@ -83,3 +83,10 @@ def test_a_change_of_shape_is_the_end_of_exactness(tmp_path: Path) -> None:
     lines, since = verify.history(verify.RunDirectory(tmp_path))
     assert len(lines) == 3
     assert since == "attempt 2 (device: A100 -> A10G)"
+
+
+def test_what_a_clock_has_measured_and_pictures_are_not_compared(tmp_path: Path) -> None:
+    row = {"kind": "eval", "step": 4, "loss": 0.5, "class_accuracy": {"a": 1.0}}
+    clocks = dict.fromkeys(("time", "seconds", "images_per_second", "goodput", "cost", "gpu_utilization"), 1)
+    (tmp_path / "m.jsonl").write_text(json.dumps(row | clocks | {"media": {"x": []}, "gpu_memory_gb": 2}) + "\n")
+    assert verify._rows(tmp_path / "m.jsonl", 0, 4) == [row]

@@ -85,7 +85,7 @@ def test_the_samples_of_the_last_row(channels: int, tmp_path: Path) -> None:
     evaluation = evaluated(500, 4, channels)
     about = {"step": 7, "split": "test", "weights": "final", "classes": CLASSES}
     assert write_predictions(tmp_path, evaluation, about) == {}
-    assert not list((tmp_path / "predictions" / "samples").iterdir())
+    assert not (tmp_path / "predictions" / "samples").exists()
     (name, shown), *nothing = write_predictions(tmp_path, evaluation, about, shown=True).items()
     assert (name, nothing) == ("predictions", [])
     assert len(shown) == 3 * NUM_SHOWN

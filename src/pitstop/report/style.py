@@ -99,9 +99,9 @@ class Press:
         numbered = tuple(str(index) for index in range(len(classes))) if foreign else classes
         self.safe = Text(Words("en"), numbered) if self.lacks_font else self.whole
 
-    def files(self, name: str, draw: Draw, kinds: Iterable[str] = KINDS) -> None:
+    def files(self, name: str, draw: Draw, kinds: Iterable[str] | None = None) -> None:
         """<name>.svg, .pdf and .png, or some of these."""
-        self._save(name, self._laid_out(draw, self.safe), kinds)
+        self._save(name, self._laid_out(draw, self.safe), KINDS if kinds is None else kinds)
 
     def both(self, name: str, draw: Draw, label: str) -> str:
         """The files, and an <svg> element for the page, whose text is text and whose colours follow the page's;

@@ -62,11 +62,12 @@ def write_predictions(run: Path, evaluation: Evaluation, about: dict[str, Any], 
         write_new(temporary / "predictions.safetensors", to_bytes(outcome, {}))
         write_new(temporary / "pictures.safetensors", to_bytes({"images_MCHW": images_MCHW, "rows_M": rows_M}, {}))
         write_new(temporary / "about.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
-        (temporary / "samples").mkdir()
-        image_CHW_by_row = dict(zip(rows_M.tolist(), images_MCHW, strict=True))
-        for number, row in enumerate(captions):
-            write_new(temporary / _sample(number), png(image_CHW_by_row[row]))
-        fsync_directory(temporary / "samples")
+        if captions:
+            image_CHW_by_row = dict(zip(rows_M.tolist(), images_MCHW, strict=True))
+            (temporary / "samples").mkdir()
+            for number, row in enumerate(captions):
+                write_new(temporary / _sample(number), png(image_CHW_by_row[row]))
+            fsync_directory(temporary / "samples")
     shots = [{"path": f"predictions/{_sample(i)}", "caption": text} for i, text in enumerate(captions.values())]
     return {"predictions": shots} if shots else {}
 
