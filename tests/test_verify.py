@@ -36,7 +36,7 @@ def test_a_finished_run_is_exact_and_a_changed_one_is_not(tiny: Callable[..., Ru
     assert [path.name for path in run.path.parent.iterdir()] == ["r"], "something is left beside it"
     # Now the recorded end is another one, with hashes that fit it: only computing it again can tell.
     newest = checkpoint.verify(run.path / "checkpoints/step-00000026")
-    name = next(name for name in newest.tensors if name.startswith("model/"))
+    name = next(n for n, tensor in newest.tensors.items() if n.startswith("model/") and tensor.is_floating_point())
     newest.tensors[name].view(-1)[0] += 1e-6
     about = {key: value for key, value in newest.manifest.items() if key not in ("files", "seal", "format", "step")}
     checkpoint.write(newest.path.parent, 26, checkpoint.to_bytes(newest.tensors, {}), about, keep=9)
