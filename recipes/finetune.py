@@ -145,7 +145,7 @@ def main(config: Config) -> None:
             session.evaluated(score(judged, val))
 
         chosen = deepcopy(judged)
-        chosen.load_state_dict(best.weights)
+        chosen.load_state_dict(best.weights or judged.state_dict())  # none, where --metric loss was never a number
         session.finish(score(chosen, test or val), card, judged, split="test" if test else "val")
 
 

@@ -77,6 +77,25 @@ def test_latex(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert r"93.00 $\pm$ 3.61 \%" in capsys.readouterr().out
 
 
+def test_latex_rows_that_begin_with_what_ends_a_row_could_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`\\\\` looks for a star and a bracket behind it, across the end of the line."""
+    for name in ("[a]", "*b"):
+        write_run(tmp_path / name, data_set={"sha256": name})
+    compare.command([str(tmp_path / "[a]"), str(tmp_path / "*b"), "--format", "latex"])
+    rows = capsys.readouterr().out.splitlines()[4:6]
+    assert [row.partition(" & ")[0] for row in rows] == ["{[}a]", "{*}b"]
+
+
+def test_costs_of_two_currencies_have_no_mean(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / name, seed=seed, status={"currency": name}) for seed, name in enumerate(("CNY", "USD"))
+    ]
+    assert compare.compare([read(run) for run in runs])[0].cost is None
+    assert compare.compare([read(runs[0])])[0].cost == pytest.approx(0.08)
+
+
 def test_the_model_is_measured(runs: Path) -> None:
     with_model(runs / "small-1")
     row, other = compare.compare([read(runs / "small-0"), read(runs / "small-1"), read(runs / "large")], latency=True)

@@ -40,6 +40,16 @@ def test_a_url(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "is there already" in capsys.readouterr().err
 
 
+def test_a_url_as_people_type_it(server: Server, tmp_path: Path) -> None:
+    assert fetch.command([f"{server.base}/my 狗%2B.zip?a=1"]) == 0
+    assert (tmp_path / "data" / "my 狗+.zip").read_bytes() == BODY
+    assert server.paths == ["/my%20%E7%8B%97%2B.zip?a=1"]
+    (tmp_path / "data" / "folder").mkdir()
+    for last in ("folder", ".."):
+        with pytest.raises(UserError, match="is a folder"):
+            fetch.command([f"{server.base}/{last}"])
+
+
 def test_a_wrong_file_for_a_known_set(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR10_URL", server.url)
     with pytest.raises(UserError, match=r"(?s)serves another file.*set CIFAR10_URL"):

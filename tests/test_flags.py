@@ -255,6 +255,7 @@ def test_values_are_parsed_by_the_type_of_the_field(given: list[str], field: str
             "--save_every soon",
             "--save_every soon: auto, or an interval such as 60s, 10m or 200steps, was expected (default: auto)",
         ),
+        ("--save_every 0s", "--save_every 0s: auto, or an interval"),
         ("--micro_batch 1", "at least 2 was expected"),
         ("--runs_dir /dev/null/x", "a directory was expected, but /dev/null is a file"),
         ("--runs_dir=", "--runs_dir '': a directory was expected"),

@@ -175,3 +175,10 @@ def test_by_now() -> None:
         meter.add(event(1, "save", 100.0, 120, 60.0))
     assert asked.report() == silent.report()
     assert set(Meter(events).by_now(1, up=80.0, step=100, trained=50.0)) == {"goodput"}
+
+
+def test_two_attempts_of_one_number_are_both_paid() -> None:
+    """What a machine did whose uploads never arrived, and what its successor did, once both are on one disk."""
+    hours = (1, 3600), (2, 7200), (2, 1800)
+    events = [{"event": kind, "attempt": number, "up": up} for number, up in hours for kind in ("attempt", "heartbeat")]
+    assert Meter(events).paid_seconds == 3600 + 7200 + 1800

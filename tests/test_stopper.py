@@ -15,6 +15,7 @@ import pytest
 
 from pitstop import stopper
 from pitstop.errors import PERSON_DECIDES, START_AGAIN
+from pitstop.launcher import is_launcher
 from pitstop.notice import Notice
 from pitstop.stopper import Limit, Stopper, stop_file, time_limit
 
@@ -130,8 +131,12 @@ def test_under_an_agent_a_hangup_is_a_wish_to_stop(monkeypatch: pytest.MonkeyPat
         stop.install()
         stop.arm()
         send(signal.SIGHUP)
-        stop.uninstall()
         assert stop.look() == code
+        assert stop.hung_up == bool(code)
+        send(signal.SIGTERM)  # but this is one
+        assert not stop.hung_up
+        stop.uninstall()
+        assert stop.look() == START_AGAIN
 
 
 def test_handlers_are_put_back() -> None:
@@ -270,4 +275,4 @@ def wait_for(condition: Callable[[], object]) -> None:
 )
 def test_by_its_command_line(words: list[str], launcher: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_bytes", lambda path: "\0".join([*words, ""]).encode())
-    assert stopper._launched(1) == launcher
+    assert is_launcher(1) == launcher

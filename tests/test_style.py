@@ -25,7 +25,7 @@ LAYERS = [  # imports point down only; a package counts as one module, inside it
 CHAINS = [  # the only imports within a layer
     ["errors", "files", "clocks", "launcher", "values", "config", "usage", "flags"],
     ["errors", "files", "clocks", "locks", "download"],
-    ["pretrained", "weights"],
+    ["pretrained", "models", "weights"],
     ["machine", "data"],
     ["notice", "stopper"],
     ["meter", "rundir", "curves"],

@@ -3,19 +3,21 @@
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from faults.harness import Run
+from supervise.fakes import survivors, until
 
 from pitstop import checkpoint, verify
 from pitstop.files import sha256
 
 
-def of(run: Run, *words: str) -> subprocess.CompletedProcess[str]:
+def of(run: Run, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pitstop.cli", "verify", str(run.path), *words]
-    env = {**run.warm._environment, "STEP_LOG": str(run.folder / "again.jsonl"), "LOCAL_WORLD_SIZE": "2"}
+    env = {**run.warm._environment, "STEP_LOG": str(run.folder / "again.jsonl"), "LOCAL_WORLD_SIZE": "2"} | more
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
@@ -56,6 +58,17 @@ def test_from_an_older_checkpoint_of_a_run_that_is_not_finished(tiny: Callable[.
     recorded = json.loads((run.path / "checkpoints/step-00000010/manifest.json").read_text())
     assert done.stdout.count(recorded["files"]["state.safetensors"]["sha256"]) == 2
     assert {row["step"] for row in verify.read_lines(run.folder / "again.jsonl")} >= set(range(5, 10))
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_replay(tiny: Callable[..., Run]) -> None:
+    """They have sessions of their own, and would go on behind the last checkpoint that is compared."""
+    run = tiny("--save_every", "5steps", "--keep", "9", ranks=2)
+    run.killed("step:13", KILL_RANK="0")
+    done = of(run, "--from_step", "5", TEST_MARK=(mark := f"mark-{uuid.uuid4()}"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    until(lambda: not survivors(mark), "they were killed just now", 2)
+    assert [path.name for path in run.path.parent.iterdir()] == ["r"], "something is left beside it"
 
 
 def test_what_cannot_be_replayed_is_said(tiny: Callable[..., Run]) -> None:

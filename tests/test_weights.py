@@ -283,5 +283,13 @@ def test_normalisation(state: dict[str, Tensor], tmp_path: Path) -> None:
     assert weights.normalisation(str(path), name="test_resnet", channels=3) == ((0.1,) * 3, (0.2,) * 3)
     assert weights.normalisation("none", name="test_resnet") is None
     assert weights.normalisation("pretrained", name="test_resnet") == ((0.5,) * 3, (0.5,) * 3)
+    save_file(
+        state,
+        tmp_path / "exported.safetensors",
+        {"pitstop": json.dumps({"mean": [0.1], "std": [0.2], "stem": "small"})},
+    )
+    exported = str(tmp_path / "exported.safetensors")
+    assert weights.normalisation(exported, name="test_resnet") == ((0.1,), (0.2,))
+    assert weights.stem(exported) == "small"
     (path / "final" / "model.json").write_text("torn {")
     assert weights.normalisation(str(path / "final"), name="test_resnet") is None

@@ -1,9 +1,10 @@
 """A W&B server as small as wandb-core lets it be: it keeps what it is sent, counts rows, and fails when told to.
 
 It answers the GraphQL operations of a run and of an artifact, `file_stream` (lines at an offset, as W&B's own does) and
-the PUT of files. `server.fault` is "", "500", "hang" (reads and never answers), "reset" (drops the connection) or
-"refuses rows" (file_stream answers 403, for good);
-`server.down()` and `server.up()` make the port refuse and take again. Use it as a context manager.
+the PUT of files; a key that is not KEY gets 401. `server.fault` is "", "500", "hang" (reads and never answers), "reset"
+(drops the connection), "logged out" (nobody knows who asks: an anonymous viewer, who may do nothing) or "refuses rows"
+(file_stream answers 403, for good); `server.down()` and `server.up()` make the port refuse and take again. Use it as a
+context manager.
 """
 
 import base64
@@ -149,8 +150,8 @@ def answer(server: WandbServer, request: BaseHTTPRequestHandler) -> None:
         request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.close_connection = True
         return
-    reply: Any = {"error": "out of order"}
-    code = 500 if fault == "500" else 403 if fault and request.path.endswith("file_stream") else 200
+    reply: Any = {"errors": [{"message": fault or "user is not logged in"}]}
+    code = refusal(request, fault)
     if code == 200:
         with server.lock:
             reply = answers(server, request, body)
@@ -162,11 +163,24 @@ def answer(server: WandbServer, request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(data)
 
 
+def refusal(request: BaseHTTPRequestHandler, fault: str) -> int:
+    """The status of the answer, if it is one; 200: none. Files are put without a key, as to W&B's own storage."""
+    if fault == "500":
+        return 500
+    words = request.headers.get("Authorization", "").split() or [""]
+    if not request.path.startswith("/put/") and base64.b64decode(words[-1]) != f"api:{KEY}".encode():
+        return 401
+    return 403 if fault in ("logged out", "refuses rows") and request.path.endswith("file_stream") else 200
+
+
 def answers(server: WandbServer, request: BaseHTTPRequestHandler, body: bytes) -> Any:
     if request.path == "/graphql":
         question = json.loads(body)
         name = question.get("operationName") or "?"
         server.operations[name] += 1
+        if server.fault == "logged out":
+            nobody = {"Viewer": {"viewer": None}, "RunResumeStatus": {"model": None}}
+            return {"data": nobody[name]} if name in nobody else {"errors": [{"message": "permission denied"}]}
         data = graphql(server, name, question.get("variables") or {})
         return {"errors": [{"message": f"{name} is unknown here"}]} if data is None else {"data": data}
     parts = request.path.strip("/").split("/")

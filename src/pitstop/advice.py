@@ -16,6 +16,7 @@ LOW_RECALL, LOW_BY = 0.5, 0.2  # of a class: alone it says little where all are 
 ENOUGH = 10  # images of a class, or rows of metrics, before anything is said of them
 STARVING = 0.3  # share of the time in which the device waits for images
 NAMED = 5
+OR_ANOTHER = ("weights", "class_weights")  # weights of another run, or to resample, are as good
 
 
 class Flags:
@@ -25,9 +26,17 @@ class Flags:
         self.config, self._names = config, set(type(config).model_fields)
 
     def among(self, **wanted: object) -> str:
-        """` --class_weights balanced` and so on, of those that the recipe has and that are not given so already."""
-        new = (n for n, value in wanted.items() if n in self._names and getattr(self.config, n) != value)
+        """`--class_weights balanced` and so on, of those that the recipe has and that would be news to the person."""
+        new = (name for name, value in wanted.items() if name in self._names and self._is_news(name, value))
         return ", ".join(f"--{name} {wanted[name]}" for name in new)
+
+    def _is_news(self, name: str, value: object) -> bool:
+        """Not given so already; nor, where another choice serves as well, turned to something else."""
+        given = getattr(self.config, name)
+        if name in OR_ANOTHER:
+            return bool(given == "none")
+        turned = isinstance(value, int | float) and given != type(self.config).model_fields[name].default
+        return bool(given != value) and not turned
 
 
 def of_classes(counts: Sequence[int], classes: Sequence[str], flags: Flags) -> list[str]:
@@ -62,6 +71,7 @@ class Watch:
         self._chance = max(shares)
         self._losses: list[float] = []
         self._accuracy = math.nan  # of the newest train row
+        self._low: set[str] = set()  # classes of the newest evaluation
         self._lower = flags.among(peak_lr=f"{flags.config.peak_lr / 10:g}")
         self._said: set[str] = set()
 
@@ -83,7 +93,7 @@ class Watch:
                 lines += self._once(
                     "jumps",
                     f"the loss jumps: {now:.2f} after {min(self._losses):.2f} (guessing has {self._chance_loss:.2f}): "
-                    f"{self._lower}, {self._flags.among(clip_grad_norm=1)}",
+                    + ", ".join(filter(None, (self._lower, self._flags.among(clip_grad_norm=1)))),
                 )
             elif min(self._losses) > (1 - FLAT) * self._chance_loss and now > (1 - FLAT) * then:
                 lines += self._once(
@@ -105,9 +115,9 @@ class Watch:
         Args:
             recalls: by class, NaN where there is no image; supports: images of each class.
         """
-        if epoch < 2:
-            return []
         number, lines = sum(supports), []
+        if epoch < 2 or number < ENOUGH:
+            return []
         noise = 2 * math.sqrt(self._chance * (1 - self._chance) / max(1, number))
         if accuracy <= self._chance + noise:
             return self._once(
@@ -120,13 +130,15 @@ class Watch:
             lines += self._once(
                 "gap",
                 f"it learns by heart: {100 * self._accuracy:.1f} % on training images, {100 * accuracy:.1f} % on "
-                f"others: more images, or {helps}",
+                f"others: more images" + (f", or {helps}" if helps else " help most"),
             )
         low = [
             (recall, name)
             for recall, name, support in zip(recalls, self._classes, supports, strict=True)
             if support >= ENOUGH and recall < LOW_RECALL and recall < accuracy - LOW_BY
         ]
+        before, self._low = self._low, {name for _, name in low}
+        low = [(recall, name) for recall, name in low if name in before]  # once may be chance, early on
         if low:
             named = ", ".join(f"{name} {100 * recall:.0f} %" for recall, name in sorted(low)[:NAMED])
             flag = self._flags.among(class_weights="balanced")

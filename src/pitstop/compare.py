@@ -21,7 +21,8 @@ NAMED_FIRST = ("model", "data", "recipe")
 NOT_NAMED = ("code", "data_set")  # long, and told by other fields
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-         ">": r"\textgreater{}", **{letter: f"\\{letter}" for letter in "&%$#_{}"}}  # fmt: skip
+         ">": r"\textgreater{}", "[": "{[}", "*": "{*}",  # behind \\ these two would be its arguments
+         **{letter: f"\\{letter}" for letter in "&%$#_{}"}}  # fmt: skip
 
 
 class Compare(Flags):
@@ -136,6 +137,7 @@ def _row(name: str, group: Sequence[Run], latency: bool) -> Compared:
         except UserError as error:
             complaint = f"{name}: {error}"
     bills = [account.totals(run) for run in group]
+    billed = all(bill["price"] for bill in bills) and len({bill["currency"] for bill in bills}) == 1
     done = [run for run in group if run.status.get("state") == "finished"]
     speeds = [speed for run in group if (speed := _speed(run)) is not None]
     return Compared(
@@ -148,7 +150,7 @@ def _row(name: str, group: Sequence[Run], latency: bool) -> Compared:
         images_per_second=statistics.fmean(speeds) if speeds else None,
         latency_seconds=seconds,
         paid_seconds=statistics.fmean(bill["paid_seconds"] for bill in bills),
-        cost=statistics.fmean(bill["cost"] for bill in bills) if all(bill["price"] for bill in bills) else None,
+        cost=statistics.fmean(bill["cost"] for bill in bills) if billed else None,
         currency=str(bills[0]["currency"]),
         complaint=complaint,
     )

@@ -78,6 +78,8 @@ def _bring_url(url: str, folder: Path, arrival: Arrival) -> Path:
     if not name:
         raise UserError(f"{url} names no file: its last part would be the name on disk.")
     target = folder / name
+    if target.is_dir():
+        raise UserError(f"{target}, where {url} would be kept, is a folder: give another --data_dir.")
     if target.exists():
         arrival.say(f"{target} is there already: delete it to fetch it anew.")
     else:

@@ -1,4 +1,5 @@
-"""What `pitstop launch` and a recipe tell each other: exit codes and signals do not come through accelerate."""
+"""What has started this process, and what `pitstop launch` and a recipe tell each other: exit codes and signals do not
+come through accelerate."""
 
 import os
 from contextlib import suppress
@@ -9,6 +10,24 @@ from pitstop.files import write_json
 
 OUTCOME = "PITSTOP_OUTCOME"  # environment: a file that does not exist yet, for the recipe's word
 GRACE = "PITSTOP_GRACE_SECONDS"  # environment: what a signal leaves the recipe
+LAUNCHERS = {
+    *("accelerate", "accelerate.commands.launch", "accelerate.commands.accelerate_cli"),
+    *("torchrun", "torch.distributed.run", "pitstop", "pitstop.cli"),
+}
+
+
+def command_line(pid: int) -> list[str]:
+    """The words of a process; none where there is no such process, or no /proc."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
+    return []
+
+
+def is_launcher(pid: int) -> bool:
+    """A shell is none: `nohup recipe &` must outlive it."""
+    return bool(
+        LAUNCHERS & {os.path.basename(word) for word in command_line(pid)[:3]}
+    )  # python -m M, python FILE, FILE
 
 
 def tell_launcher(**word: Any) -> None:

@@ -25,7 +25,8 @@ class Meter:
 
     def __init__(self, events: Iterable[Event] = (), *, price: float = 0.0, currency: str = "") -> None:
         self.price, self.currency = price, currency
-        self._attempts: dict[int, _Attempt] = {}
+        self._begun: dict[int, int] = {}  # two disks that came together may both have an attempt 2
+        self._attempts: dict[tuple[int, int], _Attempt] = {}
         self._counts = {"saves": 0, "restores": 0}
         self._stall_seconds = 0.0
         for event in events:
@@ -36,7 +37,8 @@ class Meter:
         number, kind = event.get("attempt"), event.get("event")
         if not isinstance(number, int):
             return
-        attempt = self._attempts.setdefault(number, _Attempt())
+        self._begun[number] = self._begun.get(number, 0) + (kind == "attempt")
+        attempt = self._attempts.setdefault((number, self._begun[number]), _Attempt())
         attempt.up_seconds = max(attempt.up_seconds, _number(event, "up"))
         attempt.trained_seconds = max(attempt.trained_seconds, _number(event, "trained"))
         step = int(_number(event, "step"))

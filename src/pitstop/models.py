@@ -1,13 +1,15 @@
 """timm's models, with a stem that fits the images."""
 
 import difflib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -116,6 +118,16 @@ def card(
         "std": list(std),
         "timm": timm.__version__,
     }
+
+
+def card_of(file: Path) -> dict[str, Any]:
+    """The card of a file of weights: the .json beside it, or what `pitstop export` has written into it; {}: neither."""
+    with suppress(OSError, ValueError, TypeError, KeyError, SafetensorError):
+        if file.with_suffix(".json").is_file():
+            return dict(read_json(file.with_suffix(".json")))
+        with safe_open(file, framework="pt") as opened:
+            return dict(json.loads(opened.metadata()["pitstop"]))
+    return {}
 
 
 def load(directory: Path) -> tuple[nn.Module, dict[str, Any]]:

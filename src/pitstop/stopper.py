@@ -15,17 +15,13 @@ from types import FrameType
 from typing import Any
 
 from pitstop.errors import PERSON_DECIDES, START_AGAIN
-from pitstop.launcher import GRACE, OUTCOME
+from pitstop.launcher import GRACE, OUTCOME, is_launcher
 from pitstop.notice import Notice
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Not SIGTERM: a terminal that closes takes the launcher with it, and that is no wish to stop.
 PARENT_DIED = signal.SIGUSR2
 PR_SET_PDEATHSIG = 1
-LAUNCHERS = {
-    *("accelerate", "accelerate.commands.launch", "accelerate.commands.accelerate_cli"),
-    *("torchrun", "torch.distributed.run", "pitstop", "pitstop.cli"),
-}
 SIGNAL_SECONDS = 25.0  # what is taken to be left after a signal: Kubernetes, Slurm and GCP give 30 s
 AT_ONCE_SECONDS = 3.0  # for the last words of a process that has nothing to save
 LOOK_SECONDS = 1.0  # between two looks at clocks and files
@@ -74,6 +70,7 @@ class Stopper:
         self._looked = time.monotonic()
         self._armed, self._interrupts = False, 0
         self._hangup: float | None = None
+        self._signals: set[int] = set()
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
@@ -100,7 +97,7 @@ class Stopper:
 
     def _ask_for(self, number: signal.Signals) -> None:
         """The signal at the death of the launcher, if one has started this process."""
-        if _launched(parent := os.getppid()):
+        if is_launcher(parent := os.getppid()):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
             if os.getppid() != parent:  # it died just before
                 self.request("the launcher has died", START_AGAIN)
@@ -160,9 +157,15 @@ class Stopper:
         """Until the process may be killed; None where nobody has said so."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
+    @property
+    def hung_up(self) -> bool:
+        """Nobody wants a stop, but torchrun's agent, which takes a closed terminal for one."""
+        return self._signals == {signal.SIGHUP} and self.reason == signal.SIGHUP.name
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         self._interrupts += number == signal.SIGINT
+        self._signals.add(number)
         code = PERSON_DECIDES if number == signal.SIGINT else START_AGAIN
         seconds = float(os.environ.get(GRACE) or SIGNAL_SECONDS)
         self.request(name, code, time.monotonic() + seconds)
@@ -189,11 +192,3 @@ class Stopper:
 def _agent() -> bool:
     """Is the parent torchrun's agent, which passes SIGHUP on and kills 30 s later? Not that of `pitstop launch`."""
     return "TORCHELASTIC_RUN_ID" in os.environ and OUTCOME not in os.environ
-
-
-def _launched(parent: int) -> bool:
-    """Is the parent a launcher? A shell is not: `nohup recipe &` must outlive it."""
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        return bool(LAUNCHERS & {os.path.basename(word) for word in words[:3]})  # python -m MODULE, python FILE, FILE
-    return False

@@ -32,7 +32,8 @@ def interval(value: object) -> str:
     match = re.fullmatch(r"(\d+)steps?", text)
     if match is None:
         try:
-            seconds(text)
+            if not seconds(text):  # after every step: say 1step
+                raise ValueError
         except ValueError:
             raise ValueError("auto, or an interval such as 60s, 10m or 200steps, was expected") from None
     elif int(match[1]) < 1:

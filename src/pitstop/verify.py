@@ -21,6 +21,7 @@ from pitstop.files import canonical_json, checkpoint_steps, read_json, read_line
 from pitstop.launcher import OUTCOME
 from pitstop.rundir import RunDirectory
 from pitstop.runs import RunFlags, flags_of
+from pitstop.supervise.processes import descendants, send
 from pitstop.supervise.program import build
 
 NOT_REPLAYED = {  # flags that say where and how long, not what
@@ -168,8 +169,8 @@ def _replay(run: RunDirectory, copy: Path, end: Kept, finishes: bool) -> None:
             while process.poll() is None and (finishes or not target.exists()):
                 time.sleep(LOOK_SECONDS)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:  # ranks too: each has a session of its own, and would go on, its folder gone
+                send([process.pid, *(one.pid for one in descendants(process.pid))], signal.SIGKILL)
             code = process.wait()
     if not target.exists() or (finishes and code):
         tail = (copy / "output.txt").read_text(errors="replace").strip().splitlines()[-5:]

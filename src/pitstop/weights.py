@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pitstop import files, pretrained
+from pitstop import models, pretrained
 from pitstop.download.checksum import digest
 from pitstop.errors import UserError
 
@@ -224,9 +224,9 @@ def _looks_like(file: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def _card(spec: str) -> dict[str, Any]:
-    """What the model.json beside the weights of a run says; nothing, if there is none."""
-    with suppress(OSError, TypeError, ValueError):  # that the weights are not there, `load` says
-        return dict(files.read_json(_file(Path(spec).expanduser()).with_name("model.json")))
+    """What is known of the weights of a run, or of exported ones; nothing, if there are none."""
+    with suppress(UserError):  # that the weights are not there, `load` says
+        return models.card_of(_file(Path(spec).expanduser()))
     return {}
 
 

@@ -27,6 +27,7 @@ def test_code_version(tmp_path: Path) -> None:
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "one")
     commit = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "runs.txt").write_text("not ours to judge")
     assert code_version(recipe) == {"commit": commit, "uncommitted_changes": False}
     recipe.write_text("two")
     assert code_version(recipe) == {"commit": commit, "uncommitted_changes": True}
@@ -79,6 +80,8 @@ def test_a_tracker_that_is_not_installed_is_refused_by_name(monkeypatch: pytest.
     require("none")
     with pytest.raises(UserError, match=r"--tracker swanlab needs the package swanlab: pip install swanlab"):
         require("swanlab")
+    monkeypatch.setattr("pitstop.curves.other_run.find_spec", lambda name: name == "tensorboardX" or None)
+    require("tensorboard")
 
 
 def test_what_other_trackers_continue_by(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ def written(path: Path, number: int) -> list[int]:
     lengths = []
     with open(path, "ab") as file:
         for step in range(number):
-            file.write(
-                json.dumps({"kind": "train", "step": step, "note": "\u2028 is no end of a line"}).encode() + b"\n"
-            )
+            row = {"kind": "train", "step": step, "note": "\u2028 is no end of a line"}
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             lengths.append(file.tell())
     return lengths
 

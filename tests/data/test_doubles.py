@@ -1,12 +1,17 @@
 """The same image in two splits is found by its bytes, whatever its name."""
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pitstop.data import load_photos
+from pitstop.data.doubles import doubles
 
 
 def write(path: Path, seed: int) -> None:
@@ -30,3 +35,44 @@ def test_images_in_two_splits(tmp_path: Path, doubles: int) -> None:
     lines = [line for line in said if "alike" in line]
     assert len(lines) == bool(doubles)
     assert all("2 images are in train and in test alike (16.7 % of test)" in line for line in lines)
+
+
+class Split:
+    """Some rows of files that are told; `read` are those that were opened. None: it cannot be opened."""
+
+    def __init__(self, rows: Sequence[int], files: Sequence[bytes | None], read: list[int]) -> None:
+        self.rows_N, self._files, self._read = np.array(rows), files, read
+        self.pictures = SimpleNamespace(place=self)
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    def open(self, row: int) -> io.BytesIO:
+        self._read.append(row)
+        if (content := self._files[row]) is None:
+            raise OSError(5, "Input/output error")
+        return io.BytesIO(content)
+
+
+def found(files: Sequence[bytes | None], **rows: Sequence[int]) -> tuple[list[str], list[int]]:
+    """The lines, and which files were read."""
+    read: list[int] = []
+    sets = {split: cast(Any, Split(own, files, read)) for split, own in rows.items()}
+    return doubles(sets, [len(content or b"....") for content in files]), read
+
+
+def test_every_copy_is_too_good_but_it_is_one_image() -> None:
+    lines, read = found([b"cat", b"dog", b"cat", b"cat", b"horse"], train=[0, 1], test=[2, 3, 4])
+    (line,) = lines
+    assert line.startswith("1 images are in train and in test alike (66.7 % of test)")
+    assert sorted(read) == [0, 1, 2, 3], "of the horse's size there is one"
+
+
+def test_only_sizes_that_two_splits_have_are_read() -> None:
+    assert found([b"cat", b"dog", b"horse"], train=[0, 1], test=[2]) == ([], [])
+
+
+def test_files_that_cannot_be_read_are_not_alike() -> None:
+    lines, read = found([None, None, b"bird"], train=[0], test=[1, 2])
+    assert lines == []
+    assert sorted(read) == [0, 1, 2]

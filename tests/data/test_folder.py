@@ -322,6 +322,27 @@ def test_zip_names_without_the_utf8_flag(files: Files, tmp_path: Path, encoding:
     assert same(base, load(tmp_path / "g.zip")[0])
 
 
+@pytest.mark.parametrize(("encoding", "system"), [("gbk", 0), ("gbk", 11), ("utf-8", 3)])
+def test_zip_names_that_seem_right_in_two_encodings(files: Files, tmp_path: Path, encoding: str, system: int) -> None:
+    """猫 and 女 in GBK are è and Ů in UTF-8: beside another name the archive tells, alone the program that wrote it."""
+
+    class Unflagged(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+            return self.filename.encode(encoding), self.flag_bits
+
+    right = ("猫", "女") if encoding == "gbk" else ("è", "Ů")
+    for names in (right, (right[0], "狗")):
+        path = tmp_path / "f.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                for old, new in zip(("a cat", "zebra"), names, strict=True):
+                    if f"/{old}/" in name:
+                        info = Unflagged(name.replace(old, new))
+                        info.create_system = system
+                        archive.writestr(info, content)
+        assert load(path)[0].classes == tuple(sorted(names))
+
+
 def test_damaged_and_foreign_archives(files: Files, tmp_path: Path) -> None:
     whole = tar_of(files, tmp_path / "f.tar.gz").read_bytes()
     (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])

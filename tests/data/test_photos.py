@@ -176,6 +176,10 @@ def test_held_out_is_seeded_stratified_and_disjoint(tmp_path: Path) -> None:
             lambda files: {k: v for i, (k, v) in enumerate(some_files(1).items())},
             "no class has two images",
         ),
+        (lambda files: {k.capitalize(): v for k, v in files.items()}, "Test/, Train/, Val/: is that a split"),
+        (lambda files: {k.replace("train/", "seg_train/"): v for k, v in files.items()}, "seg_train/: is that a split"),
+        (lambda files: {k.replace("val/", "validation/"): v for k, v in files.items()}, "validation/: is that a split"),
+        (lambda files: {k.replace("val/", "Testing/"): v for k, v in files.items()}, "Testing/: is that a split"),
     ],
 )
 def test_refused_in_words(change: Callable[[Files], Files], words: str, tmp_path: Path) -> None:

@@ -236,9 +236,9 @@ def put_into_manifest(folder: Path, data: bytes) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def broken_off(tiny: Callable[..., Run]) -> Run:
+def broken_off(tiny: Callable[..., Run], *flags: str) -> Run:
     """Killed in step 13: there are the checkpoints of the steps 5 and 10."""
-    run = tiny(*SAVES)
+    run = tiny(*SAVES, *flags)
     run.killed("step:13", SAVES_WAIT="1")
     assert run.checkpoints() == [BEFORE, NEWEST]
     return run
@@ -344,6 +344,16 @@ def test_no_checkpoint_is_good(tiny: Callable[..., Run], clean: Callable[..., Ru
 
 def test_a_checkpoint_that_kills_twice_is_set_aside(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     run = broken_off(tiny)
+    run.killed("loading")
+    run.killed("loading")
+    check_used_the_one_before(run, clean())
+
+
+def test_a_checkpoint_that_kills_twice_is_set_aside_with_a_store_too(
+    tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The store has it as well, and is asked before anything is loaded."""
+    run = broken_off(tiny, "--store", f"file://{tmp_path}/store")
     run.killed("loading")
     run.killed("loading")
     check_used_the_one_before(run, clean())

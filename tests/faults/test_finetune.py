@@ -118,6 +118,16 @@ def test_patience_ends_at_the_same_step_after_any_kill(finetune: Callable[..., R
     assert left(run) == left(clean)
 
 
+@pytest.mark.slow
+def test_a_loss_that_never_was_a_number_ends_in_words(finetune: Callable[..., Run]) -> None:
+    """There are no best weights then, and what is to be said is that the others are of no use either."""
+    job = finetune("--metric", "loss", "--peak_lr", "1e18", "--epochs", "0.4", "--precision", "fp32").start()
+    job.wait()
+    assert job.codes == [76]
+    assert "hold infinities or NaN after step 2" in job.text
+    assert "Traceback" not in job.text
+
+
 def test_a_stop_while_workers_decode(finetune: Callable[..., Run]) -> None:
     run = finetune(*FOUR, "--workers", "2")
     job = run.start()

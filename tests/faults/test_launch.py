@@ -120,6 +120,16 @@ def test_a_signal_then_the_same_command_then_once_more(
     assert run.go().codes == [0], "a finished run is finished"
 
 
+def test_the_word_of_the_recipe_stands(launch: Callable[..., Launched], tiny: Callable[..., Run]) -> None:
+    """Also where the report, which the finished recipe starts, is refused its flags: that has none to tell."""
+    run = tiny()
+    (run.folder / "file").touch()
+    how = words("--runs_dir", "runs", "--epochs", "0.2")
+    one = launch(run.folder, PITSTOP_RUNS_DIR=str(run.folder / "file"), **how)
+    assert one.end() == 0, one.text
+    assert "no report was made" in one.text, "nothing was refused"
+
+
 def check_stopped(run: Run, at_step: int) -> None:
     status = run.status()
     assert (status["state"], status["restart"], status["step"]) == ("stopped", "now", at_step)

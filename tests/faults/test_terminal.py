@@ -97,6 +97,56 @@ def test_a_terminal_that_closes(tiny: Callable[..., Run], clean: Callable[..., R
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("before", ["step:5", "restored"])
+def test_a_terminal_that_closes_with_several_ranks(
+    before: str, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
+) -> None:
+    """torchrun's agent takes that for a wish to stop: they save and leave, and the same command goes on elsewhere."""
+    run, hold = tiny(), tmp_path / "hold"
+    master, slave = os.openpty()
+    several = [*LAUNCH[:2], "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher = start(run, several, terminal=slave, HOLD_AT=before, HOLD=str(hold))
+    os.close(slave)
+    os.set_blocking(master, False)
+    wait_for(Path(f"{hold}.held"))
+    pid = int(str(run.status()["pid"]))
+    os.close(master)
+    Path(f"{hold}.go").touch()
+    launcher.wait(60)
+    ends(pid)
+    finished(run)
+    assert run.status()["attempt"] == 2
+    assert [event["reason"] for event in run.events("stopped")] == ["SIGHUP"]
+    (log,) = (run.folder / "runs").glob("launch-*.log")
+    assert "attempt 2" in log.read_text()
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and at_work_for(int(name), run)):
+        ends(pid)
+    assert_same(run, clean(ranks=2))
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def finished(run: Run, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while run.status().get("state") != "finished":
+        assert time.monotonic() < deadline, run.log()
+        time.sleep(0.05)
+
+
+def at_work_for(pid: int, run: Run) -> bool:
+    """A process that still has the run's folder as its own."""
+    try:
+        return state(pid) != "Z" and Path(f"/proc/{pid}/cwd").readlink() == run.folder
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
 def test_a_launcher_that_dies_alone(tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path) -> None:
     """By SIGTERM, of which it passes nothing on; the kernel tells the recipe, which saves and leaves: no orphan trains
     on, unpaid for. By SIGKILL: tests/faults/test_launch.py."""

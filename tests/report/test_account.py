@@ -1,5 +1,6 @@
 """Where the paid minutes went, by hand for a run of three attempts; and whether the bits are still the same."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,12 @@ def test_exact_on_cuda_only_where_it_was_asked_for(tmp_path: Path) -> None:
     assert told(3, cuda="13.0", deterministic=False).since == 3
     uninterrupted = [event for event in EVENTS if event["attempt"] == 1]
     assert account.exact(read(write_run(tmp_path / "4", events=uninterrupted))).yes
+
+
+def test_whether_it_is_exact_is_told_at_once_after_many_restarts(tmp_path: Path) -> None:
+    """Each attempt was once worked out anew at every restore: 28 s for 400 of them."""
+    lines = [event | {"attempt": number} for number in range(1, 301) for event in EVENTS if event["attempt"] == 3]
+    run = read(write_run(tmp_path / "run", events=lines))
+    begun = time.process_time()
+    assert account.exact(run).yes
+    assert time.process_time() - begun < 0.5

@@ -1,5 +1,7 @@
 """What the figures show, asked of matplotlib's own objects."""
 
+import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,19 @@ def test_counts_are_written_up_to_twenty_classes() -> None:
     large = figures.confusion(np.eye(100, dtype=np.int64), Text(Words("en"), ("x",) * 100)).axes[0]
     assert list(large.texts) == []
     assert len(large.get_yticklabels()) < 20
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 10])
+@pytest.mark.parametrize("name", ["a", "Normal controls", "正常的对照组图"])
+def test_names_below_the_matrix_do_not_cover_each_other(classes: int, name: str) -> None:
+    figure = figures.confusion(np.eye(classes, dtype=np.int64), Text(Words("en"), (name,) * classes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a font that lacks the letters: as wide as others
+        figure.draw_without_rendering()
+    labels = figure.axes[0].get_xticklabels()
+    level = [label.get_window_extent() for label in labels if label.get_rotation() == 0]
+    assert len(level) in (0, classes)
+    assert all(one.x1 < other.x0 for one, other in pairwise(level))
 
 
 def test_the_bars_are_the_paid_time(tmp_path: Path) -> None:

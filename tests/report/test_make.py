@@ -144,11 +144,21 @@ def test_without_predictions(run: Path) -> None:
     other = write_run(run.parent / "other", events=EVENTS[:4], status=status)
     page = Page(make(other))
     said = " ".join(page.text)
-    assert "This run has no predictions/ yet" in said
+    assert "This run has no predictions/:" in said
     assert "stopped at step 32 of 60 (<b>asked</b>)" in said
     assert "80.00 %" in said, "of the last evaluation"
     assert not (other / "report" / "figures" / "confusion.svg").exists()
     assert json.loads((other / "report" / "summary.json").read_text())["predictions"] == {}
+
+
+def test_an_evaluation_on_the_way_is_of_weights_that_are_in_no_folder(run: Path) -> None:
+    write_predictions(run, ["a", "b"])
+    about = json.loads((run / "predictions" / "about.json").read_text())
+    (run / "predictions" / "about.json").write_text(json.dumps(about | {"weights": "last", "step": 30}))
+    text = " ".join(Page(make(run)).text)
+    assert "The figures are those of the model after 30 steps" in text
+    assert "No Grad-CAM: the weights of this step are not kept" in text
+    assert "last/" not in text
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:

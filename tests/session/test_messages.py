@@ -1,5 +1,6 @@
 """What a run says, also of results that are no numbers: status.json has them as text."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ def test_a_finished_run_whose_loss_is_no_number(value: str) -> None:
     text = messages.finished(Path("runs/r"), status)
     assert f"accuracy 10.00 %, loss {value}" in text
     assert "26 steps in 2 attempts" in text
+
+
+def test_the_next_commands_can_be_typed() -> None:
+    lines = messages.finished(Path("my runs/r"), {"result": {"accuracy": 0.1}}).splitlines()
+    typed = [shlex.split(line[line.index("pitstop ") :]) for line in lines if "pitstop " in line]
+    assert [words[1:3] for words in typed] == [[name, "my runs/r"] for name in ("report", "predict", "export")]
 
 
 @pytest.mark.parametrize(

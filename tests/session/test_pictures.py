@@ -77,6 +77,7 @@ def test_what_is_written_and_that_the_newest_replaces_it(tmp_path: Path) -> None
         rows = pictures["rows_M"]
         assert pictures["images_MCHW"].equal(evaluation.images.images_NCHW[rows])
         assert told == about | {"names": [f"\u732b {row}.png" for row in rows.tolist()]}
+        assert "\u732b" in (tmp_path / "predictions" / "about.json").read_text(), "to be read by people too"
 
 
 @pytest.mark.parametrize("channels", [3, 1])

@@ -1,5 +1,6 @@
-"""What becomes of an evaluation beside its figures: accuracies of classes, pictures, advice on the input."""
+"""What becomes of figures beside their rows: best/, predictions/, advice."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,142 +8,152 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
-from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
+from pitstop.selection import Best
 from pitstop.session.results import Results
 
 
 class Images(NamedTuple):
     images_NCHW: Tensor
     labels_N: Tensor
+    names: list[str]
 
     def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
         return (self.images_NCHW[first:end] for first, end in spans)
 
 
-class Train(NamedTuple):
-    """A training set, as far as it says what the classes are."""
-
-    classes: tuple[str, ...]
-    fingerprint: dict[str, Any] = {}  # noqa: RUF012
-
-    @property
-    def labels_N(self) -> Tensor:
-        return torch.arange(len(self.classes)).repeat_interleave(300)
-
-
-class Somebody:
-    """An attempt on rank 0 that may take its time."""
-
-    leads, config = True, RecipeConfig()
-
-    def __init__(self, path: Path, seconds_left: float | None = None) -> None:
-        self.said: list[str] = []
-        self.run = SimpleNamespace(is_open=False, path=path)
-        self.seconds_left = lambda: seconds_left
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
-def results(path: Path, classes: Sequence[str], seconds_left: float | None = None, **flags: Any) -> Results:
-    made = Results(RecipeConfig(**flags), cast(Any, Somebody(path, seconds_left)))
-    made.given(cast(Any, Train(tuple(classes))), [], None)
-    return made
-
-
-def evaluated(labels: list[int], said: list[int], classes: int) -> Evaluation:
-    logits = 4.0 * torch.eye(classes)[torch.tensor(said)]
-    pixels = torch.arange(len(labels) * 3 * 16, dtype=torch.int64).remainder(251).to(torch.uint8).view(-1, 3, 4, 4)
-    return Evaluation({"loss": 1.0, "accuracy": 0.5}, logits, Images(pixels, torch.tensor(labels)))
-
-
-def test_accuracies_of_classes(tmp_path: Path) -> None:
-    """Counted by hand; a class without images is left out; `dog` has two of three."""
-    result = evaluated([0, 0, 0, 1, 3], [0, 2, 0, 2, 3], 4)
-    fields = results(tmp_path, ["dog", "cat", "none", "frog"]).by_class(result)
-    assert fields == {"class_accuracy": {"dog": 0.666667, "cat": 0.0, "frog": 1.0}}
-
-
-def test_no_accuracies_of_too_many_classes_or_of_other_figures(tmp_path: Path) -> None:
-    for classes, number in ((100, 100), (101, 0)):
-        result = evaluated([*range(classes)], [*range(classes)], classes)
-        fields = results(tmp_path, [str(index) for index in range(classes)]).by_class(result)
-        assert len(fields.get("class_accuracy", {})) == number
-    assert results(tmp_path, ["a", "b"]).by_class({"accuracy": 0.5}) == {}
-    assert results(tmp_path, ["a"]).by_class(evaluated([0, 1], [0, 0], 2)) == {}, "the classes are others"
-
-
-def finish(made: Results, result: Any, leads: bool = True) -> dict[str, Any]:
-    attempt = cast(Any, made)._attempt
-    attempt.leads = leads
-    return made.finished(9, result, "test", torch.nn.Linear(2, 2), {"model": "x"})
-
-
-def test_the_last_row_names_pictures_that_are_there(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    made = results(tmp_path, ["dog", "c$at"])
-    fields = finish(made, evaluated([0, 0, 1, 1], [0, 1, 1, 1], 2))
-    assert set(fields) == {"class_accuracy", "media"}
-    assert set(fields["media"]) == {"predictions", "confusion_matrix"}
-    assert len(fields["media"]["predictions"]) == 4
-    for pictures in fields["media"].values():
-        for picture in pictures:
-            with Image.open(tmp_path / picture["path"]) as image:
-                image.load()
-    assert min(image.size) > 300, "the last one is the confusion matrix"
-    assert [path.name for path in (tmp_path / "predictions").glob("confusion.*")] == ["confusion.png"]
-    assert (tmp_path / "final" / "model.safetensors").exists()
-    assert cast(Any, made)._attempt.said == []
-
-
-def test_no_confusion_matrix_without_a_tracker_matplotlib_or_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = evaluated([0, 0, 1, 1], [0, 1, 1, 1], 2)
-    assert set(finish(results(tmp_path, "ab", tracker="none"), result)["media"]) == {"predictions"}
-    assert set(finish(results(tmp_path, "ab", seconds_left=20.0), result)["media"]) == {"predictions"}
-    monkeypatch.setattr("pitstop.session.results.find_spec", lambda name: None)
-    assert set(finish(results(tmp_path, "ab"), result)["media"]) == {"predictions"}
-    assert not (tmp_path / "predictions" / "confusion.png").exists()
-
-
-def test_pictures_that_cannot_be_made_cost_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = evaluated([0, 0, 1, 1], [0, 1, 1, 1], 2)
-    made = results(tmp_path, "ab")
-    monkeypatch.setattr("pitstop.session.results.beside", lambda *_: "it did not work")
-    monkeypatch.setattr("pitstop.session.results.find_spec", lambda name: name)
-    assert set(finish(made, result)["media"]) == {"predictions"}
-    assert cast(Any, made)._attempt.said == ["no picture of the confusion matrix was made (it did not work)"]
-    made = results(tmp_path, "ab")
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pitstop.session.results.write_predictions", full)
-    assert set(finish(made, result)) == {"class_accuracy"}
-    assert cast(Any, made)._attempt.said == ["predictions/ was not written: No space left on device"]
-
-
-def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    assert set(finish(results(tmp_path, "ab"), evaluated([0, 1], [0, 1], 2), leads=False)) == {"class_accuracy"}
-    assert not list(tmp_path.iterdir())
+def evaluated(count: int, classes: int) -> Evaluation:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    logits = torch.randn(count, classes, generator=generator) + 2 * torch.eye(classes)[labels]
+    return Evaluation({"accuracy": 0.5}, logits, Images(pixels, labels, [f"\u732b {n}.png" for n in range(count)]))
 
 
 class Weighed(RecipeConfig):
     weights: str = "pretrained"
 
 
+class Spoken:
+    """An attempt, as far as results ask for it, and what it says."""
+
+    def __init__(self, path: Path = Path(), *, leads: bool = True) -> None:
+        self.leads, self.said = leads, list[str]()
+        self.run = SimpleNamespace(path=path, is_open=False)
+        self.seconds_left = lambda: None
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def results(attempt: Spoken, **flags: Any) -> Results:
+    return Results(Weighed(**flags), cast(Any, attempt))
+
+
 @pytest.mark.parametrize(("scale", "number"), [(1.0, 0), (255.0, 1)])
-def test_images_that_the_weights_do_not_expect_are_named_once(scale: float, number: int, tmp_path: Path) -> None:
-    said: list[str] = []
-    attempt = SimpleNamespace(leads=True, say=said.append, run=SimpleNamespace(is_open=False, path=tmp_path))
-    model = torch.nn.Flatten()
-    Results(Weighed(), cast(Any, attempt)).look_at_input(model, 3)
+def test_images_that_the_weights_do_not_expect_are_named_once(scale: float, number: int) -> None:
+    attempt, model = Spoken(), torch.nn.Flatten()
+    results(attempt).look_at_input(model, 3)
     for _ in range(3):
         model(scale * torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
-    assert len(said) == number
-    assert all("normalisation does not fit" in line for line in said)
+    assert len(attempt.said) == number
+    assert all("normalisation does not fit" in line for line in attempt.said)
+
+
+@pytest.mark.parametrize("flags", [{"weights": "none"}, {"compile": True}])
+def test_a_model_that_knows_nothing_or_is_compiled_gets_no_hook(flags: dict[str, Any]) -> None:
+    model = torch.nn.Flatten()
+    results(Spoken(), **flags).look_at_input(model, 3)
+    assert not model._forward_pre_hooks
+
+
+def best_one(attempt: Spoken, patience: int = 0) -> tuple[Results, Best, torch.nn.Linear]:
+    """Results that keep the best weights of a small model."""
+    best, model, kept = Best("accuracy", patience), torch.nn.Linear(1, 1, bias=False), results(attempt)
+    kept.keep(best, model, {"model": "m"})
+    return kept, best, model
+
+
+def judged(kept: Results, model: torch.nn.Linear, step: int, accuracy: float) -> bool:
+    """An evaluation of weights that are `step`."""
+    torch.nn.init.constant_(model.weight, step)
+    return kept.evaluated(step, step / 10, {"accuracy": accuracy})
+
+
+def weight_and_step(path: Path) -> tuple[float, int]:
+    """What is in best/."""
+    weight = load_file(path / "best" / "model.safetensors")["weight"]
+    return weight.item(), json.loads((path / "best" / "model.json").read_text())["step"]
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_the_best_is_kept_and_patience_ends_on_every_rank(tmp_path: Path, leads: bool) -> None:
+    kept, _, model = best_one(Spoken(tmp_path, leads=leads), patience=2)
+    went_on = [judged(kept, model, step, accuracy) for step, accuracy in ((10, 0.5), (20, 0.7), (30, 0.6), (40, 0.7))]
+    assert went_on == [True, True, True, False]
+    assert (weight_and_step(tmp_path) if leads else [*tmp_path.iterdir()]) == ((20.0, 20) if leads else [])
+
+
+def test_what_a_killed_attempt_found_later_is_not_the_best(tmp_path: Path) -> None:
+    kept, best, model = best_one(Spoken(tmp_path))
+    judged(kept, model, 10, 0.5)
+    state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in best.state_dict().items()}
+    judged(kept, model, 20, 0.9)
+    assert weight_and_step(tmp_path) == (20.0, 20)
+    kept, best, _ = best_one(Spoken(tmp_path))
+    best.load_state_dict(state)
+    kept.restored()
+    assert weight_and_step(tmp_path) == (10.0, 10)
+
+
+def test_a_full_disk_costs_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    attempt = Spoken(tmp_path)
+    kept, *_ = best_one(attempt)
+    for name in ("write_final", "write_predictions"):
+        monkeypatch.setattr(f"pitstop.session.results.{name}", full)
+    assert kept.evaluated(10, 1.0, evaluated(40, 3))
+    lines = [line for line in attempt.said if "No space left on device" in line]
+    assert [line.split()[0] for line in lines] == ["best/", "predictions/"]
+    monkeypatch.undo()
+    kept.restored()
+    assert weight_and_step(tmp_path)[1] == 10, "later there is room"
+
+
+@pytest.mark.parametrize("selects", [True, False])
+def test_predictions_say_whose_they_are(tmp_path: Path, selects: bool) -> None:
+    attempt, model = Spoken(tmp_path), torch.nn.Linear(1, 1)
+    kept = best_one(attempt)[0] if selects else results(attempt)
+
+    def told() -> list[object]:
+        about = json.loads((tmp_path / "predictions" / "about.json").read_text())
+        return [about[key] for key in ("step", "split", "weights")]
+
+    kept.evaluated(10, 1.0, evaluated(40, 3))
+    assert told() == [10, "val" if selects else "test", "last"]
+    kept.finished(20, evaluated(40, 3), "test", model, {"model": "m"})
+    assert told() == [20, "test", "best" if selects else "final"]
+    assert load_file(tmp_path / "final" / "model.safetensors")["weight"].equal(model.weight)
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_advice_is_about_the_class_that_is_not_found(tmp_path: Path, leads: bool) -> None:
+    """Of b a tenth is found, and whatever is called b is one. One rank speaks."""
+    attempt = Spoken(tmp_path, leads=leads)
+    kept, labels = results(attempt), torch.arange(3).repeat_interleave(100)
+    train = SimpleNamespace(classes=("a", "b", "c"), labels_N=labels.repeat(5), fingerprint={})
+    kept.given(cast(Any, train), [], None)
+    taken_for = labels.clone()
+    taken_for[100:190] = 2
+    images = Images(torch.zeros(300, 3, 2, 2, dtype=torch.uint8), labels, [str(n) for n in range(300)])
+    result = Evaluation({"accuracy": 0.7}, torch.eye(3)[taken_for], images)
+    for epoch in (2.0, 3.0):
+        kept.evaluated(int(10 * epoch), epoch, result)
+    assert len(attempt.said) == leads
+    assert all(line.startswith("advice: ") and "(b 10 %;" in line for line in attempt.said)

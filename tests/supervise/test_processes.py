@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from supervise.fakes import until
 
-from pitstop.supervise.processes import catches, descendants
+from pitstop.supervise.processes import begin_child, catches, descendants
 
 TREE = """
 import os, time
@@ -46,3 +47,16 @@ def test_handlers_are_seen() -> None:
     gone.wait()
     assert not Path(f"/proc/{gone.pid}").exists()
     assert not catches(gone.pid, signal.SIGTERM)
+
+
+def test_a_child_hears_what_its_parent_was_told_to_ignore() -> None:
+    """A script's `&` has SIGINT ignored, which a program passes on to all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child = subprocess.Popen(["sleep", "60"], preexec_fn=partial(begin_child, os.getpid()))
+        child.send_signal(signal.SIGINT)
+        assert child.wait(10) == -signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
+        child.kill()
+        child.wait()

@@ -1,6 +1,6 @@
 """Checkpoints: complete and verified, or not there; written behind the training."""
 
-from pitstop.checkpoint.disk import FORMAT, Checkpoint, newest, seal, to_bytes, verify, write, write_final
+from pitstop.checkpoint.disk import FORMAT, Checkpoint, compare, newest, seal, to_bytes, verify, write, write_final
 from pitstop.checkpoint.image import Image, Poisoned
 from pitstop.checkpoint.writer import Moved, Saved, Writer
 
@@ -12,6 +12,7 @@ __all__ = [
     "Poisoned",
     "Saved",
     "Writer",
+    "compare",
     "newest",
     "seal",
     "to_bytes",

@@ -98,7 +98,17 @@ def seal(manifest: dict[str, Any]) -> str:
 
 
 def verify(path: Path) -> Checkpoint:
-    """Reads a checkpoint whole and compares every hash.
+    """Reads a checkpoint whole, compares every hash and makes its tensors. Raises as `compare`."""
+    manifest, data = compare(path)
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{STATE} cannot be read: {error}") from error
+    return Checkpoint(manifest["step"], path, manifest, tensors)
+
+
+def compare(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Manifest and state.safetensors of a checkpoint that is, by every hash, what was written.
 
     Raises:
         ValueError: it is torn, altered, or of an older format; OSError: a file is missing or cannot be read.
@@ -123,11 +133,7 @@ def verify(path: Path) -> Checkpoint:
         raise ValueError(f"{STATE} is not what was written: its SHA-256 is another")
     if manifest.get("step") != int(path.name.removeprefix("step-")):
         raise ValueError(f"its manifest is that of step {manifest.get('step')}")
-    try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{STATE} cannot be read: {error}") from error
-    return Checkpoint(manifest["step"], path, manifest, tensors)
+    return manifest, data
 
 
 def _tries(directory: Path, path: Path) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ class Recorder:
         self._run, self._recipe, self._target = run, recipe, target
         self._say, self._event = say, event
         self._mode = MODES.get(os.environ.get("WANDB_MODE", ""), "online") if target.tracker == "wandb" else "online"
+        self._sync = f"pitstop sync {shlex.quote(str(run))}"  # as it is typed
         self._covered = 0
         self._process: subprocess.Popen[str] | None = None
         self._waiting: list[dict[str, Any]] = []  # to be said once there is a process
@@ -52,7 +54,7 @@ class Recorder:
         if self._mode == "disabled" or self._thread.ident is not None:
             return
         if self._mode == "offline":
-            self._say(f"W&B is offline, by WANDB_MODE; to upload: pitstop sync {self._run}")
+            self._say(f"W&B is offline, by WANDB_MODE; to upload: {self._sync}")
         self._thread.start()
 
     def covered(self, size_bytes: int) -> None:
@@ -86,7 +88,7 @@ class Recorder:
     def _later(self) -> str:
         """What is to be done about it."""
         if self._target.tracker == "wandb":
-            return f"; to upload the rest: pitstop sync {self._run}"
+            return f"; to upload the rest: {self._sync}"
         return "; the next attempt sends the rest, metrics.jsonl has everything"
 
     def _follow(self) -> None:

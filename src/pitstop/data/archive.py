@@ -18,6 +18,7 @@ from pitstop.errors import UserError
 SPLITS = ("train", "test", "val", "valid")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}  # and whatever begins with a dot
+WINDOWS = (0, 10, 11)  # "host system" of an entry in a .zip: FAT, NTFS, VFAT
 MAX_DEPTH = 16  # of single folders around train/; a link to its own parent is deeper
 
 # What zipfile and tarfile raise for bytes that are damaged, cut off, or packed by a method they lack.
@@ -129,23 +130,27 @@ def _open_zip(archive: zipfile.ZipFile, path: Path, bare: bool) -> Source:
                 yield member, f"damaged in the archive ({error})"
 
     source = Source(read)
-    for info in archive.infolist():
+    for name, info in zip_names(archive):
         if info.flag_bits & 1:
             raise UserError(f"{path} is encrypted ({info.filename}): give one without a password.")
         # The host system of the entry says whether the upper half holds a Unix mode; zero means a plain file.
         mode = info.external_attr >> 16
         regular = stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR)
-        _add(source, Member(zip_name(info), info.file_size, f"{info.CRC:08x}", info), info.is_dir(), regular)
+        _add(source, Member(name, info.file_size, f"{info.CRC:08x}", info), name.endswith("/"), regular)
     return _below_root(source, bare)
 
 
-def zip_name(info: zipfile.ZipInfo) -> str:
+def zip_names(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
     """Without the UTF-8 flag zipfile takes the bytes for cp437; programs write UTF-8 or, in China, GBK."""
-    name = info.filename
-    if not info.flag_bits & 0x800:
-        with suppress(UnicodeEncodeError):  # named by the Unicode extra field: right already
-            name = _readable(name.encode("cp437"))
-    return name.replace("\\", "/")  # some programs for Windows
+    infos, raw = archive.infolist(), dict[int, bytes]()
+    for place, info in enumerate(infos):
+        if not info.flag_bits & 0x800:
+            with suppress(UnicodeEncodeError):  # named by the Unicode extra field: right already
+                raw[place] = info.filename.encode("cp437")
+    from_windows = any(infos[place].create_system in WINDOWS for place in raw)
+    readable = dict(zip(raw, _all_readable([*raw.values()], from_windows=from_windows), strict=True))
+    names = (readable.get(place, info.filename) for place, info in enumerate(infos))
+    return [(name.replace("\\", "/"), info) for name, info in zip(names, infos, strict=True)]  # some for Windows
 
 
 def _open_tar(archive: tarfile.TarFile, path: Path, bare: bool) -> Source:
@@ -161,8 +166,9 @@ def _open_tar(archive: tarfile.TarFile, path: Path, bare: bool) -> Source:
 
     source = Source(read)
     found = path.stat()
-    for info in archive.getmembers():
-        name = _readable(info.name.encode("utf-8", "surrogateescape"))
+    infos = archive.getmembers()
+    names = _all_readable([info.name.encode("utf-8", "surrogateescape") for info in infos])
+    for name, info in zip(names, infos, strict=True):
         member = Member(name, info.size, f"{found.st_size}-{found.st_mtime_ns}", info)
         _add(source, member, info.isdir(), info.isreg() or info.isdir())
     return _below_root(source, bare)
@@ -218,6 +224,19 @@ def _find_root(folders_at: Callable[[str], list[str]]) -> str:
 
 def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED
+
+
+def _all_readable(names: list[bytes], *, from_windows: bool = False) -> list[str]:
+    """The names in an archive have one encoding. A short one alone may tell nothing: 猫 in GBK is è in UTF-8. Where all
+    are of that kind, which has no byte from E0 on, it is GBK if a program for Windows wrote them."""
+    joined = b"\0".join(names)
+    encodings = ["utf-8", "gbk"]
+    if from_windows and max(joined, default=0) < 0xE0:
+        encodings.reverse()
+    for encoding in encodings:
+        with suppress(UnicodeDecodeError):
+            return joined.decode(encoding).split("\0") if names else []
+    return [_readable(name) for name in names]
 
 
 def _readable(name: bytes) -> str:

@@ -1,5 +1,6 @@
 """Which image files a folder or an archive holds, in their order, by split and class; what is no use is said."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from typing import Any
 
 from pitstop import files
 from pitstop.data import decode as decoding
-from pitstop.data.archive import Member, Source
+from pitstop.data.archive import SPLITS, Member, Source
 from pitstop.errors import UserError
 
 MAX_SKIPPED_SHARE = 0.1
 NUM_NAMED = 5
+LIKE_A_SPLIT = re.compile(r"((\w*[_ -])?train(ing)?|test(ing)?|val|valid|validation)([_ -]?(set|data))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ def arrange(
     classes = sorted({name.split("/")[1] for name in source.folders if name.startswith(f"{train}/")})
     _require_classes(classes, {folder: splits[role] for folder, role in used.items()}, path, expected)
     return Layout(tuple(classes), splits, _notes(found, others, source.refused))
+
+
+def require_usual_names(source: Source, path: Path, expected: str) -> None:
+    """Raises UserError for Train/, validation/ and their like: they would be taken for classes, or not be read."""
+    if unusual := [name for name in source.top if LIKE_A_SPLIT.fullmatch(name) and name not in SPLITS]:
+        raise UserError(
+            f"{path}: {', '.join(f'{name}/' for name in unusual)}: is that a split? Rename it to train/, val/ or "
+            f"test/, in small letters; or, if it is a class, put all class folders into a folder train/. {expected}"
+        )
 
 
 def _notes(found: Mapping[str, list[str]], others: list[str], refused: list[str]) -> list[str]:

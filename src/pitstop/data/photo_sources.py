@@ -27,6 +27,7 @@ from pitstop.data.listing import (
     listed,
     report_lacking,
     report_skipped,
+    require_usual_names,
     tally,
 )
 from pitstop.data.photos import PhotoSet, Pictures, load_size
@@ -96,6 +97,7 @@ def load_photos(
     data_dir = Path(os.environ.get("PITSTOP_DATA_DIR") or "data").expanduser()
     path = _source_path(spec, data_dir, may_write, say)
     with open_source(path, bare=True) as source:
+        require_usual_names(source, path, LAYOUT)
         layout = arrange(source, path, ROLES, required=("train",), expected=LAYOUT)
     for note in layout.notes:
         say(note)
@@ -105,14 +107,13 @@ def load_photos(
     pictures = Pictures(place, Texts(member.name for member in members), load_size(image_size), say)
     processes = number_of(workers, torch.device("cuda"))  # nothing trains yet
     skipped = {row: "too large a file" for row, member in enumerate(members) if member.num_bytes > MAX_FILE_BYTES}
-    folder = data_dir / "cache"
     if check and (path.is_dir() or has_random_access(path)):
         key = content_key(layout, "check")
-        skipped |= broken_files(pictures, key, folder, workers=processes, may_write=may_write, say=say)
+        skipped |= broken_files(pictures, key, data_dir / "cache", workers=processes, may_write=may_write, say=say)
     notes = report_skipped({members[row].name: why for row, why in skipped.items()}, len(members), path, say)
     if cache and may_write:
         key = content_key(layout, CACHE_VERSION, pictures.shorter, _decoders())
-        pictures.pixels = _cached(pictures, key, folder, processes, say)
+        pictures.pixels = _cached(pictures, key, data_dir / "cache", processes, say)
     photos = _photos(layout, skipped, pictures, path, image_size, seed, workers, [*layout.notes, *notes], say)
     for line in doubles(photos.splits, [member.num_bytes for member in members]) if check else ():
         say(f"advice: {line}")

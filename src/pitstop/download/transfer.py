@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+import urllib.parse
 import urllib.request
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
@@ -23,6 +24,7 @@ MAX_ANEW = 3  # times that what is there cannot be continued
 ENOUGH_BYTES = 1 << 20
 BACKOFF_SECONDS = 1.0  # before the first retry; then twice as long each time
 PIECE_BYTES = 1 << 18
+RESERVED = "%/:?#[]@!$&'()*+,;="  # what a URL may have (RFC 3986); a space or a Chinese name is quoted
 
 
 class DownloadError(UserError):
@@ -152,7 +154,7 @@ class _Transfer:
         if asked and kept.url == self.url and kept.version:
             headers["If-Range"] = kept.version
         try:
-            request = urllib.request.Request(self.url, headers=headers)
+            request = urllib.request.Request(urllib.parse.quote(self.url, safe=RESERVED), headers=headers)
         except ValueError as error:
             raise DownloadError(f"{self.url!r} is no URL ({error}): expected https://... or file:///...") from error
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitstop.data import decode as decoding
-from pitstop.data.archive import DAMAGED, is_ignored, zip_name
+from pitstop.data.archive import DAMAGED, is_ignored, zip_names
 from pitstop.errors import UserError
 
 
@@ -99,7 +99,7 @@ def _members(path: str, stack: ExitStack) -> Iterator[Picture]:
         raise UserError(
             f"{shown(path)} cannot be read ({error or type(error).__name__}): copy it here again."
         ) from error
-    named = sorted((zip_name(info), info.header_offset, info) for info in archive.infolist() if not info.is_dir())
+    named = sorted((name, info.header_offset, info) for name, info in zip_names(archive) if not name.endswith("/"))
     for name, _, info in named:
         ignored = any(is_ignored(part) for part in name.split("/"))
         if not ignored and os.path.splitext(name)[1].lower() in decoding.SUFFIXES:

@@ -106,7 +106,7 @@ def confusion(confusion_KK: Ints, text: Text) -> Figure:
     if classes <= NAMES_UP_TO:
         names = [literal(name) for name in text.classes]
         size = 9 if classes <= 15 else 6.5
-        long = max(map(len, names)) > 3 and classes > 4
+        long = max(map(len, names)) > (3 if classes > 4 else 6)  # few cells are wide
         axes.set_xticks(
             range(classes), names, fontsize=size, rotation=45 if long else 0, ha="right" if long else "center"
         )

@@ -132,6 +132,8 @@ def _cams(
     chosen = groups["mistakes"][:CAMS_OF_EACH] + groups["hits"][:CAMS_OF_EACH]
     if not chosen:
         return {"no_cam": words("no_such_pictures")}
+    if predictions.weights == "last":  # of an evaluation on the way
+        return {"no_cam": words("no_cam", why=words("not_kept"))}
     try:
         cams = gradcam.grad_cam(run.path, predictions.weights, [picture.pixels_HWC for picture in chosen])
     except UserError as error:

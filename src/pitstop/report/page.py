@@ -139,7 +139,7 @@ def results(run: Run, predictions: Predictions | None, scores: Scores | None, wo
     evaluated = ""
     if predictions and scores:
         evaluated = words(
-            "evaluated_on",
+            "evaluated_last" if predictions.weights == "last" else "evaluated_on",
             weights=predictions.weights,
             step=predictions.step,
             images=f"{scores.images:,}",

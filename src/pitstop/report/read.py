@@ -104,7 +104,7 @@ class Predictions:
         images_MHWC: uint8, C = 1 or 3: the pictures that were kept; `rows_M` says of which rows.
         names: of the files of the pictures, "" where there is none.
         split: "test" or "val".
-        weights: "final" or "best".
+        weights: "final" or "best"; "last" on the way, of which there is no folder.
     """
 
     logits_NK: "NDArray[np.float32]"

@@ -35,6 +35,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "The figures are those of {weights}/ at step {step}, on the {images} images of the {split} set.",
         "以下数字来自第 {step} 步的 {weights}/ 权重，在{split}的 {images} 张图像上得到。",
     ),
+    "evaluated_last": (
+        "The figures are those of the model after {step} steps, on the {images} images of the {split} set.",
+        "以下数字来自第 {step} 步的模型，在{split}的 {images} 张图像上得到。",
+    ),
     "test": ("test", "测试集"),
     "val": ("validation", "验证集"),
     "state_running": (
@@ -51,10 +55,8 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "state_finished": ("The run is finished.", "训练已完成。"),
     "no_predictions": (
-        "This run has no predictions/ yet (it is still going, stopped, or was killed before its final evaluation). "
-        "Confusion, classes, calibration and pictures come when it has finished.",
-        "该训练还没有 predictions/（仍在进行、已停止，或在最终评估前被终止）。"
-        "训练完成后才有混淆矩阵、各类指标、校准与图片。",
+        "This run has no predictions/: confusion, classes, calibration and pictures come with its first evaluation.",
+        "该训练没有 predictions/：首次评估之后才有混淆矩阵、各类指标、校准与图片。",
     ),
     "damaged_predictions": ("Left out, because {why}", "已略去，原因：{why}"),
     # results
@@ -139,6 +141,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "Grad-CAM for the class that the model said, in {layer} ({height} x {width} places): the brighter, the more "
         "a place spoke for it.",
         "针对模型所判类别的 Grad-CAM，取自 {layer}（{height} x {width}）：越亮的位置越支持该判断。",
+    ),
+    "not_kept": (
+        "the weights of this step are not kept; it comes when the run is finished",
+        "这一步的权重未保留，训练完成后才有",
     ),
     "no_cam": ("No Grad-CAM: {why}", "没有 Grad-CAM：{why}"),
     # time and money

@@ -41,7 +41,7 @@ def forecast(seconds_left: float, paid_seconds: float, config: RecipeConfig, now
 class Measured:
     """What a few real steps took, in seconds."""
 
-    start: float  # from the start of the process to the first step
+    start: float  # from the command to the first step, and by how much the first steps are slower
     step: float
     evaluation: float
     end: float  # the last evaluation, and what comes with it
@@ -63,6 +63,7 @@ class Estimate:
         self.total_steps, self._disk = total_steps, disk or {}  # of the real run
         self.steps = min(total_steps, WARM_STEPS + STEPS)
         self._device, self._start = device, start_seconds
+        self._begun = self._now()
         self._ticks: list[float] = []
         self._evaluation_began = self._evaluation = 0.0
 
@@ -92,7 +93,10 @@ class Estimate:
         pairs = list(pairwise(self._ticks))
         # Of the later ones; the step after the evaluation holds it.
         steps = [b - a for a, b in pairs[WARM_STEPS:]] or [b - a for a, b in pairs] or [self._evaluation]
-        return Measured(self._start, statistics.median(steps), self._evaluation, self._now() - self._ticks[-1])
+        step = statistics.median(steps)
+        first = self._ticks[:WARM_STEPS]
+        slower = max(0.0, first[-1] - self._begun - len(first) * step)  # than the later ones: a run has them too
+        return Measured(self._start + slower, step, self._evaluation, self._now() - self._ticks[-1])
 
     def text(self, config: RecipeConfig, stream: Stream) -> str:
         """What was measured, and what follows from it. To be called at the end of the run."""

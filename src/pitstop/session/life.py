@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ from pitstop.errors import FINISHED, PERSON_DECIDES, UserError
 from pitstop.output import sturdy
 from pitstop.rundir import process_age
 from pitstop.session.attempt import Attempt
+from pitstop.session.heir import start_again
 from pitstop.session.place import Place, check_meeting, find, launched_rank, launched_world
 from pitstop.stopper import Limit, Stopper, stop_file, time_limit
 
@@ -51,7 +53,19 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
+            if stopper.hung_up and attempt.run.attempt and attempt.run.status().get("restart") == "now":
+                _start_again(attempt.run.path.parent)
             stopper.uninstall()
+
+
+def _start_again(runs_dir: Path) -> None:
+    """The terminal was closed, which is no wish to stop."""
+    try:
+        log = start_again(runs_dir)
+    except OSError as error:
+        print(f"SIGHUP: the same command was not given again ({error.strerror})", file=sys.stderr, flush=True)
+    else:
+        print(f"SIGHUP: {f'the same command goes on, see {log}' if log else 'stopped'}", file=sys.stderr, flush=True)
 
 
 @contextmanager

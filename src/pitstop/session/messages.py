@@ -1,6 +1,7 @@
 """What a run says, in words."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ def result_line(result: dict[str, float]) -> str:
 
 
 def where(run: Path) -> str:
+    typed = shlex.quote(str(run))
     return (
         f"  the model     {run / 'final' / 'model.safetensors'} (with model.json)\n"
         f"  the curves    {run / 'metrics.jsonl'}\n"
         f"  what happened {run / 'events.jsonl'}, {run / 'train.log'}\n"
-        f"  next          pitstop report {run}\n"
-        f"                pitstop predict {run} PICTURES\n"
-        f"                pitstop export {run} --format onnx"
+        f"  next          pitstop report {typed}\n"
+        f"                pitstop predict {typed} PICTURES\n"
+        f"                pitstop export {typed} --format onnx"
     )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from pitstop.checkpoint import to_bytes
 from pitstop.evaluate import Evaluation
 from pitstop.files import fsync_directory, new_directory, write_new
+from pitstop.launcher import OUTCOME
 
 NUM_PICTURES = 24  # of each kind
 NUM_SHOWN = 8  # of each kind, in the last row
@@ -99,8 +101,9 @@ def beside(seconds: float, *words: str) -> str:
     """Runs `python -m <words>` in a process of its own, so that its memory and its errors are. Returns why it failed,
     or nothing."""
     argv = [sys.executable, "-m", *words]
+    env = {**os.environ, OUTCOME: ""}  # our word to the launcher stands, whatever becomes of it
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     said = (done.stdout or done.stderr).strip().splitlines()[-1:]

@@ -1,5 +1,6 @@
 """--estimate: the recipe runs as it is, short, and nothing is kept."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from pitstop import plan
 from pitstop.errors import FINISHED
+from pitstop.launcher import is_launcher
 from pitstop.plan import Stream
 from pitstop.rundir import process_age
 from pitstop.session.estimate import Estimate
@@ -21,7 +23,9 @@ class Rehearsal(Session):
         self._shape = self._place.shape(self.config, self._optimizer, self.memory.micro_batch)
         self._room.begin(self._wrapped, self._optimizer, stream, self._shape, 0)
         disk = plan.disk(self._attempt.run.path, self.config.keep, self._state_bytes(), self._model)
-        self._estimate = Estimate(total, self.device, process_age(), disk)
+        launcher = os.getppid()
+        since_command = process_age(launcher if is_launcher(launcher) else "self")
+        self._estimate = Estimate(total, self.device, since_command, disk)
         self.total_steps = self._estimate.steps
 
     def due(self, every_epochs: float) -> bool:

@@ -1,5 +1,6 @@
 """What becomes of figures beside their rows: predictions/, which the report reads, best/, and advice."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -169,7 +170,7 @@ class Results:
         if not self._flags.config.report or find_spec("matplotlib") is None:
             return
         if why := beside(REPORT_SECONDS, "pitstop.cli", "report", str(run.path)):
-            self._attempt.say(f"no report was made ({why}): pitstop report {run.path}")
+            self._attempt.say(f"no report was made ({why}): pitstop report {shlex.quote(str(run.path))}")
         else:
             self._attempt.say(f"  the report    {run.path / 'report' / 'report.html'}")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pitstop.errors import UserError
+from pitstop.supervise import STOP_SIGNALS
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 TRACKER = "wandb-core"  # the only program that may outlive its recipe for a while: it uploads
@@ -53,6 +54,8 @@ def become_subreaper() -> None:
 
 def begin_child(parent: int) -> None:
     """Between fork and exec: signals arrive again, and SIGTERM comes too when the supervisor is killed."""
+    for number in STOP_SIGNALS:  # a script's `&` has SIGINT ignored: in the imports it would be lost
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:

@@ -1,0 +1,68 @@
+"""The launcher's own command is given again once that launcher has ended, in its folder and with its environment."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pitstop.session import heir
+
+RANK = "from pitstop.session import heir; from pathlib import Path; print(heir.start_again(Path('.')))"
+
+
+def launched(tmp_path: Path, name: str, **ranks: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A program `name` that starts a rank as its child, and ends; what the rank says, and what the next writes."""
+    agent = tmp_path / name
+    agent.write_text(
+        "import json, os, subprocess, sys\n"
+        "if os.path.exists('begun'):\n"
+        "    facts = {'argv': sys.argv[1:], 'cwd': os.getcwd(), 'mark': os.environ.get('MARK'),\n"
+        "             'rank': os.environ.get('RANK'), 'leads': os.getsid(0) == os.getpid(),\n"
+        "             'first': os.path.exists('/proc/' + open('begun').read() + '/fd')}\n"
+        "    print(json.dumps(facts))\n"
+        "    sys.exit()\n"
+        "open('begun', 'w').write(str(os.getpid()))\n"
+        f"subprocess.run([sys.executable, '-c', {RANK!r}], env={{**os.environ, 'RANK': '0', **{ranks!r}}})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(agent), "recipe.py", "--name", "two words"],
+        cwd=tmp_path,
+        env={"MARK": "as it was", "PYTHONPATH": str(Path(heir.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done, tmp_path
+
+
+@pytest.mark.parametrize("name", ["accelerate", "torchrun"])
+def test_the_same_command_in_the_same_place(name: str, tmp_path: Path) -> None:
+    done, folder = launched(tmp_path, name, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    log = Path(done.stdout.strip())
+    assert log.parent == folder
+    deadline = time.monotonic() + 20
+    while not log.read_text().strip():
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.02)
+    assert json.loads(log.read_text()) == {
+        "argv": ["recipe.py", "--name", "two words"],
+        "cwd": str(folder),
+        "mark": "as it was",
+        "rank": None,
+        "leads": True,
+        "first": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"), [("accelerate", {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}), ("my-scheduler", {})]
+)
+def test_not_where_others_have_a_say(name: str, ranks: dict[str, str], tmp_path: Path) -> None:
+    """Ranks on other machines, or a scheduler that starts again itself."""
+    done, folder = launched(tmp_path, name, **ranks)
+    assert done.stdout.strip() == "None", done.stderr
+    assert list(folder.glob("launch-*")) == []
