@@ -4,7 +4,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 # The oldest versions that pyproject.toml allows: change both together.
 OLDEST = torch==2.6.0 torchvision==0.21.0 accelerate==1.3.0 timm==1.0.13 safetensors==0.5.0 numpy==1.26.0 \
          pillow==10.0.0 pydantic==2.7.0 fire==0.7.0 tqdm==4.66.0 scikit-learn==1.4.0 wandb==0.31.0 \
-         obstore==0.7.0
+         nvidia-ml-py==12.535.77 obstore==0.7.0
 
 # Most tests wait for something, so several go on beside each other (BESIDE= for one after the other).
 BESIDE ?= -n 2 --dist worksteal

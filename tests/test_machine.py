@@ -208,3 +208,32 @@ def test_the_shape_has_what_may_change_the_bits() -> None:
 )
 def test_the_optimizers_implementation_is_named(options: dict[str, bool], expected: str) -> None:
     assert machine.optimizer_kind(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], **options)) == expected
+
+
+GPU = torch.device("cuda", 1)
+
+
+def test_what_the_gpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Percent, and 10^9 bytes that anybody has taken, of the GPU of this process."""
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: asked.append(device) or 87)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (3 * 10**9, 165 * 10**8))
+    assert machine.gpu_use(GPU) == {"gpu_utilization": 87.0, "gpu_memory_gb": 13.5}
+    assert asked == [GPU, GPU]
+    assert machine.gpu_use(torch.device("cpu")) == {}
+
+
+class NVMLError(Exception):
+    """As pynvml has it: a kind of its own."""
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("pynvml"), RuntimeError("driver"), NVMLError("MIG"), OSError(2)])
+def test_what_the_driver_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(device: torch.device) -> int:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "utilization", fail)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000_000_000, 2_000_000_000))
+    assert machine.gpu_use(GPU) == {"gpu_memory_gb": 1.0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    assert machine.gpu_use(GPU) == {}

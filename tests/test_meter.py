@@ -161,6 +161,22 @@ def test_nothing() -> None:
     assert (report["paid_seconds"], report["cost"], report["goodput"], report["redone_steps"]) == (0, 0, 0, 0)
 
 
+def test_by_now() -> None:
+    """A row is written between two events: 36 an hour, 80 s, 50 of them in steps. The events that come later count
+    as if nobody had asked."""
+    events = attempt(1, 0, 40, trained=20, up=30)
+    asked, silent = (Meter(events, price=36) for _ in range(2))
+    assert asked.by_now(1, up=80.0, step=100, trained=50.0) == {"goodput": 0.625, "cost": 0.8}
+    assert asked.by_now(1, up=100.0, step=120, trained=60.0) == {"goodput": 0.6, "cost": 1.0}
+    for later in attempt(2, 100, 150, trained=25, up=30, end="finished"):
+        asked.add(later)
+        silent.add(later)
+    for meter in (asked, silent):
+        meter.add(event(1, "save", 100.0, 120, 60.0))
+    assert asked.report() == silent.report()
+    assert set(Meter(events).by_now(1, up=80.0, step=100, trained=50.0)) == {"goodput"}
+
+
 def test_two_attempts_of_one_number_are_both_paid() -> None:
     """What a machine did whose uploads never arrived, and what its successor did, once both are on one disk."""
     hours = (1, 3600), (2, 7200), (2, 1800)

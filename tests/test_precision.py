@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pitstop import precision
 from pitstop.errors import UserError
+from pitstop.optim import zero_momentum
 from pitstop.precision import EMULATE_FP16, Precision, resolve
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -88,11 +89,13 @@ def test_autocast_computes_in_what_it_says(name: str, dtype: torch.dtype | None)
 class Job:
     """A small model whose gradients are known: the gradient of the weight is the mean of the inputs."""
 
-    def __init__(self, name: str = "fp16", *, scale: float = 16.0, interval: int = 2000, lr: float = 0.5) -> None:
+    def __init__(
+        self, name: str = "fp16", *, scale: float = 16.0, interval: int = 2000, lr: float = 0.5, logs: bool = False
+    ) -> None:
         self.model = nn.Linear(3, 1, bias=False)
         nn.init.ones_(self.model.weight)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=0.9)
-        self.precision = Precision(name, CPU)
+        self.precision = Precision(name, CPU, log_gradients=logs)
         if name == "fp16":
             self.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=interval)
 
@@ -227,3 +230,53 @@ def test_an_update_that_is_not_finite_is_not_applied(name: str) -> None:
     for _ in range(2):
         whole.step()
     assert job.weights == whole.weights
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("clip", [0.0, 0.25, 100.0])
+def test_the_logged_norm_is_that_of_the_true_gradient(name: str, clip: float) -> None:
+    """The gradient is `value` three times, whatever the scale and whatever is clipped."""
+    job = Job(name, scale=1024.0, logs=True)
+    assert job.precision.figures == {}
+    for value in (1.0, 3.0, 0.5):
+        before = job.scale
+        job.step(value, clip=clip)
+        figures = {key: figure.item() for key, figure in job.precision.figures.items()}
+        expected = {"grad_norm": pytest.approx(value * math.sqrt(3), rel=1e-3)}
+        assert figures == expected | ({"loss_scale": before} if name == "fp16" else {})
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_an_overflow_has_no_finite_norm_and_its_own_scale(clip: float) -> None:
+    job = Job(scale=64.0, logs=True)
+    job.step(float("inf"), clip=clip)
+    assert not job.precision.figures["grad_norm"].isfinite()
+    assert (job.precision.figures["loss_scale"].item(), job.scale) == (64.0, 32.0)
+    job.step(1.0, clip=clip)
+    assert job.precision.figures["grad_norm"].item() == pytest.approx(math.sqrt(3), rel=1e-3)
+    assert job.precision.figures["loss_scale"].item() == 32.0
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+@pytest.mark.parametrize("fused", [False, True])
+def test_who_logs_changes_no_bit(name: str, clip: float, fused: bool) -> None:
+    """A scale that is no power of two, growth, overflows: the weights and the scales are those of who does not log."""
+    seen = []
+    for logs in (False, True):
+        job = Job(name, scale=1000.1, interval=2, logs=logs, lr=0.01)
+        job.optimizer = torch.optim.SGD(job.model.parameters(), lr=0.01, momentum=0.9, fused=fused)
+        zero_momentum(job.optimizer)
+        seen.append([])
+        for value in (1.1, 0.7, math.inf, 0.3, 1.9, math.nan, 0.13, 2.3, 1e-3, 0.77):
+            job.step(value, clip=clip)
+            momentum = job.optimizer.state[job.model.weight]["momentum_buffer"].flatten().tolist()
+            seen[-1].append((job.weights, momentum, job.scale))
+        assert bool(job.precision.figures) == logs
+    assert seen[0] == seen[1]
+
+
+def test_who_does_not_log_computes_nothing() -> None:
+    job = Job()
+    job.step()
+    assert job.precision.figures == {}

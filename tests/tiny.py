@@ -29,6 +29,7 @@ a recipe does goes through pitstop as in `recipes/digits.py`. The environment sa
     MEMORY_RANK  on which rank (on all)
     COMPILE      compile the classifier (all else would take seconds) by a backend that changes nothing: `alone`, or by
                  one of inductor's worker processes, as a kernel of a GPU is, which takes it so many seconds
+    PICTURES     if set, evaluations keep what they were computed from: class accuracies, predictions/
     STEP_SECONDS sleep so long in each step
     SAVES_WAIT   if set, each save is waited for: a kill some steps later, on however slow a machine, finds it done
     LOCK_WAIT    seconds instead of the ten for which a second process waits
@@ -347,7 +348,9 @@ def main(config: Config) -> None:
         plain = partial(evaluate, model, test, normalise=normalise, **session.evaluation | {"batch_size": 17})
 
         def score():
-            return {**plain(), "average": average.mean.double().abs().sum().item()}
+            result = plain()
+            result["average"] = average.mean.double().abs().sum().item()
+            return result if os.environ.get("PICTURES") else dict(result)
 
         session.restore(batches)
         instants.at("restored")

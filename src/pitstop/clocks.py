@@ -1,4 +1,10 @@
-"""Times as people read them."""
+"""Times as people read them, and what of a row of metrics.jsonl depends on the clock."""
+
+# What differs between a run that was interrupted and one that was not: all else is exact.
+WALL_CLOCK_FIELDS = (
+    *("time", "images_per_second", "seconds"),
+    *("goodput", "cost", "gpu_utilization", "gpu_memory_gb"),
+)
 
 
 def duration(seconds: float) -> str:

@@ -91,6 +91,8 @@ class RecipeConfig(BaseModel):
     """the same bits on CUDA too, a little slower; a CPU is always exact"""
     compile: bool = operational(False)
     """torch.compile the model"""
+    log_gradients: bool = operational(False)
+    """the norm of the gradient, and the loss scale of fp16, in the rows of metrics.jsonl"""
     device: Literal["auto", "cpu", "cuda"] = operational("auto")
     """where to train"""
     micro_batch: MicroBatch = operational("auto")

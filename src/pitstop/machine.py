@@ -5,6 +5,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,29 @@ def processor_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def gpu_use(device: torch.device) -> dict[str, float]:
+    """What a row says of the GPU: percent of the last second or less in which it computed anything, and how much of its
+    memory is taken, by whomever, in 10^9 bytes. What the driver does not tell is left out. Not measured on a GPU."""
+    if device.type != "cuda":
+        return {}
+    asked: dict[str, Callable[[], float]] = {
+        "gpu_utilization": lambda: float(torch.cuda.utilization(device)),  # by nvidia-ml-py
+        "gpu_memory_gb": lambda: _taken_bytes(device) / 1e9,
+    }
+    told = {}
+    for name, ask in asked.items():
+        # NVML's errors are of a kind of their own (no permission, not on a slice of a GPU), and torch has others: none
+        # of them is worth a run.
+        with suppress(Exception):
+            told[name] = round(ask(), 3)
+    return told
+
+
+def _taken_bytes(device: torch.device) -> int:
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return int(total_bytes - free_bytes)
 
 
 def optimizer_kind(optimizer: torch.optim.Optimizer) -> str:

@@ -78,6 +78,12 @@ class Meter:
             f"the budget of {budget:g} {self.currency} is spent: {self.cost():.2f} in {self.paid_seconds / 3600:.2f} h"
         )
 
+    def by_now(self, attempt: int, *, up: float, step: int, trained: float) -> dict[str, float]:
+        """What a row says of the bill: goodput, and the cost up to now where an hour has a price."""
+        self.add({"attempt": attempt, "up": up, "step": step, "trained": trained})
+        told = self.report()
+        return {name: told[name] for name in ("goodput", "cost") if name != "cost" or self.price}
+
     def report(self) -> dict[str, Any]:
         """Fields of status.json. `goodput`: time in steps that counted over all paid time."""
         useful, redone = self._kept()

@@ -58,13 +58,24 @@ class Precision:
 
     The scaler is there in bf16 and fp32 too, with a scale of 1 that stays (times 1 changes no bit): an update whose
     gradient is not finite is then skipped on the device, in every precision.
+
+    Args:
+        log_gradients: fill `figures` in every update.
+
+    Attributes:
+        overflow: scalar on the device, not 0 if the gradient of the last update was not finite.
+        figures: of the last update, scalars on the device, the same on all ranks: `grad_norm`, of the true gradient
+            before it was clipped (infinite or NaN where it overflowed), and in fp16 `loss_scale`, by which it was
+            scaled.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, *, log_gradients: bool = False) -> None:
         self.name, self.device = name, device
         self._fixed_scale = None if name == "fp16" else 1.0
         self.scaler = torch.amp.GradScaler(device.type, init_scale=self._fixed_scale or 2.0**16)
-        self.overflow = torch.zeros((), device=device)  # not 0: the gradient of the last update was not finite
+        self.overflow = torch.zeros((), device=device)
+        self.figures: dict[str, Tensor] = {}
+        self._log_gradients = log_gradients
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
@@ -78,14 +89,28 @@ class Precision:
 
         Clipping comes after unscaling: the norm is that of the true gradient.
         """
+        norm = None
         if clip_grad_norm:
             self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+        if self._log_gradients:
+            self.figures = self._look(model, norm)
         self.scaler.step(optimizer)
         # What `step` has found, before `update` forgets it; the scaler has no public name for it.
         self.overflow = next(iter(self.scaler._found_inf_per_device(optimizer).values()))
         self.scaler.update(self._fixed_scale)
         optimizer.zero_grad()
+
+    @torch.no_grad()
+    def _look(self, model: nn.Module, norm: Tensor | None) -> dict[str, Tensor]:
+        """`figures`. The gradients stay as they are: who looks at them must not change a bit."""
+        if norm is None:
+            norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            norm = norm / self._scale()  # they are scaled still
+        return {"grad_norm": norm} | ({"loss_scale": self._scale()} if self.name == "fp16" else {})
+
+    def _scale(self) -> Tensor:
+        return self.scaler.scale(torch.ones((), device=self.device))
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict() if self.name == "fp16" else {}

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
+from pitstop.clocks import WALL_CLOCK_FIELDS
 from pitstop.errors import FAILED, FINISHED, UserError
 from pitstop.files import canonical_json, checkpoint_steps, read_json, read_lines, sha256
 from pitstop.launcher import OUTCOME
@@ -177,10 +178,11 @@ def _replay(run: RunDirectory, copy: Path, end: Kept, finishes: bool) -> None:
 
 
 def _rows(path: Path, begin: int, end: int) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl after step `begin` up to `end`, without what a clock has measured."""
-    clocks = ("time", "seconds", "images_per_second")
+    """Rows of metrics.jsonl after step `begin` up to `end`, without what a clock has measured, and without the names
+    of pictures, which depend on the tracker."""
+    left_out = (*WALL_CLOCK_FIELDS, "media")
     rows = [row for row in read_lines(path) if begin < row["step"] <= end]
-    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
+    return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 
 
 def verify(path: Path, from_step: int | None = None) -> int:

@@ -64,12 +64,16 @@ def test_only_rows_that_will_not_be_written_anew_go_out(tmp_path: Path) -> None:
 
 def test_values_of_a_row() -> None:
     row = {"kind": "eval", "step": 40, "time": "2026-11-24T18:00:00.500+00:00", "loss": "nan", "lr": 0.5}
-    sent = values(row | {"worst": "-inf", "name": "cat", "media": {"c": []}})
+    classes = {"class_accuracy": {"cat": 0.25, "a/b": 1, "\u732b": "nan"}}
+    sent = values(row | {"worst": "-inf", "name": "cat", "media": {"c": []}} | classes)
+    assert math.isnan(sent.pop("eval/class_accuracy/\u732b"))
     assert math.isnan(sent.pop("eval/loss"))
     assert sent == {
         "eval/lr": 0.5,
         "eval/worst": -math.inf,
         "eval/name": "cat",
+        "eval/class_accuracy/cat": 0.25,
+        "eval/class_accuracy/a/b": 1,
         "global_step": 40,
         "_timestamp": 1795543200.5,
     }

@@ -7,11 +7,12 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from faults.harness import Job
-from faults.tracked import Tracked, expected, mirrored, plain_sync, rows_at
+from faults.harness import Job, Warm
+from faults.tracked import Tracked, expected, mirrored, plain_sync, rows_at, shown, to_show
 from wandb_server import KEY, WandbServer
 
 
@@ -53,6 +54,27 @@ def test_ten_kills_an_outage_and_offline_attempts(tracked: Callable[..., Tracked
     assert again.codes == [0], again.text
     assert " 0 of them new" in again.text
     assert mirrored(server.run()) == expected(run)
+
+
+@pytest.mark.slow
+def test_pictures_and_class_accuracies_belong_to_their_rows(warm: Warm, tmp_path: Path, server: WandbServer) -> None:
+    """Killed before the first row; the next attempt sends the samples that the first has written. And the last row has
+    the pictures of the end, each the very file of the run."""
+    flags = ("--save_every", "2steps", "--log_every", "4", "--log_gradients", "True", "--price", "2")
+    run = Tracked(warm, tmp_path / "run", *flags, PICTURES="1", **server.environment)
+    run.killed("step:3", SAVES_WAIT="1")
+    run.finish()
+    stored = server.run()
+    assert mirrored(stored) == expected(run)
+    assert shown(stored) == to_show(run)
+    first, last = min(to_show(run)), max(to_show(run))
+    assert (first, last) == (0, len(stored.rows) - 1)
+    assert {name: len(shots) for name, shots in shown(stored)[first].items()} == {"train/augmented": 16}
+    names = {"eval/predictions"} | ({"eval/confusion_matrix"} if find_spec("matplotlib") else set())
+    assert shown(stored)[last].keys() == names
+    assert any(", taken for " in caption for _, caption in shown(stored)[last]["eval/predictions"])
+    assert {"train/cost", "train/goodput", "train/grad_norm"} < stored.rows[0].keys()
+    assert "eval/class_accuracy/7" in stored.rows[last]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from wandb_server import KEY, StoredRun, WandbServer
 SYNC = "import sys; from pitstop.sync import command; sys.exit(command(sys.argv[1:]))"
 FLAGS = ("--save_every", "2steps", "--log_every", "1", "--eval_every", "3")
 STEP_SECONDS = "0.05"
+NO_FIGURES = ("kind", "step", "time", "media", "class_accuracy")
 
 
 class Tracked(Run):
@@ -34,13 +35,17 @@ class Tracked(Run):
         return self.warm.start([script, self.path], cwd=self.folder, out=out, env=server.environment).wait(60)
 
 
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
 def expected(run: Run) -> list[dict[str, Any]]:
-    """What W&B should have: metrics.jsonl, in its order."""
-    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    """What W&B should have: metrics.jsonl, in its order; the pictures apart."""
     return [
-        {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "step", "time")}
+        {f"{row['kind']}/{key}": value for key, value in row.items() if key not in NO_FIGURES}
+        | {f"{row['kind']}/class_accuracy/{name}": share for name, share in row.get("class_accuracy", {}).items()}
         | {"global_step": row["step"], "_timestamp": datetime.fromisoformat(row["time"]).timestamp()}
-        for row in rows
+        for row in rows_of(run)
     ]
 
 
@@ -49,7 +54,35 @@ def mirrored(stored: StoredRun) -> list[dict[str, Any]]:
     assert [row["_step"] for row in stored.rows] == list(range(len(stored.rows))), "out of order, double or missing"
     assert stored.gaps == 0
     own = ("_step", "_runtime", "_wandb")  # the client's
-    return [{key: value for key, value in row.items() if key not in own} for row in stored.rows]
+    return [
+        {key: value for key, value in row.items() if key not in own and not isinstance(value, dict)}
+        for row in stored.rows
+    ]
+
+
+def shown(stored: StoredRun) -> dict[int, dict[str, list[tuple[bytes, str]]]]:
+    """Row -> name -> (file, caption) of its pictures, as the server has them."""
+    found: dict[int, dict[str, list[tuple[bytes, str]]]] = {}
+    for number, row in enumerate(stored.rows):
+        for name, value in row.items():
+            if isinstance(value, dict) and name != "_wandb":
+                assert value["_type"] == "images/separated", value
+                captions = value.get("captions") or [""] * value["count"]
+                files = [stored.files[file] for file in value["filenames"]]
+                found.setdefault(number, {})[name] = list(zip(files, captions, strict=True))
+    return found
+
+
+def to_show(run: Run) -> dict[int, dict[str, list[tuple[bytes, str]]]]:
+    """The same, as the rows of metrics.jsonl and the files of the run say it."""
+    return {
+        number: {
+            f"{row['kind']}/{name}": [((run.path / one["path"]).read_bytes(), one.get("caption", "")) for one in shots]
+            for name, shots in row["media"].items()
+        }
+        for number, row in enumerate(rows_of(run))
+        if "media" in row
+    }
 
 
 def plain_sync(run: Run, tmp_path: Path) -> None:

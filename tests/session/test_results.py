@@ -1,4 +1,4 @@
-"""predictions/: what was most wrong, most uncertain and most right, as the model saw it."""
+"""What becomes of figures beside their rows: best/, predictions/, advice."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +14,7 @@ from torch import Tensor
 from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
 from pitstop.selection import Best
-from pitstop.session.results import NUM_PICTURES, Results, worth_a_look, write_predictions
+from pitstop.session.results import Results
 
 
 class Images(NamedTuple):
@@ -35,42 +34,6 @@ def evaluated(count: int, classes: int) -> Evaluation:
     return Evaluation({"accuracy": 0.5}, logits, Images(pixels, labels, [f"\u732b {n}.png" for n in range(count)]))
 
 
-def test_rows_are_those_that_numpy_finds() -> None:
-    evaluation = evaluated(500, 4)
-    logits, labels = evaluation.logits_NK.double().numpy(), evaluation.labels_N.numpy()
-    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    ordered = np.sort(shares, axis=1)
-    wrong = [n for n in range(500) if shares[n].argmax() != labels[n]]
-    mistakes = sorted(wrong, key=lambda n: -ordered[n, -1])[:NUM_PICTURES]
-    unsure = sorted(range(500), key=lambda n: ordered[n, -1] - ordered[n, -2])[:NUM_PICTURES]
-    hits = sorted(set(range(500)) - set(wrong), key=lambda n: -ordered[n, -1])[:NUM_PICTURES]
-    rows = worth_a_look(evaluation.logits_NK, evaluation.labels_N).tolist()
-    assert set(rows) == {*mistakes, *unsure, *hits}
-    assert len(rows) == len(set(rows))
-    assert rows[:NUM_PICTURES] == mistakes
-
-
-def test_few_images_and_two_classes() -> None:
-    assert sorted(worth_a_look(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])).tolist()) == [0, 1]
-
-
-def test_what_is_written_and_that_the_newest_replaces_it(tmp_path: Path) -> None:
-    for count in (40, 90):
-        evaluation = evaluated(count, 3)
-        about = {"step": count, "split": "test", "weights": "final", "classes": ["a", "b", "\u732b"]}
-        write_predictions(tmp_path, evaluation, about)
-        assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
-        outcome = load_file(tmp_path / "predictions" / "predictions.safetensors")
-        pictures = load_file(tmp_path / "predictions" / "pictures.safetensors")
-        told = json.loads((tmp_path / "predictions" / "about.json").read_text())
-        assert outcome["logits_NK"].equal(evaluation.logits_NK)
-        assert outcome["labels_N"].equal(evaluation.labels_N)
-        rows = pictures["rows_M"]
-        assert pictures["images_MCHW"].equal(evaluation.images.images_NCHW[rows])
-        assert told == about | {"names": [f"\u732b {row}.png" for row in rows.tolist()]}
-        assert "\u732b" in (tmp_path / "predictions" / "about.json").read_text(), "to be read by people too"
-
-
 class Weighed(RecipeConfig):
     weights: str = "pretrained"
 
@@ -81,6 +44,7 @@ class Spoken:
     def __init__(self, path: Path = Path(), *, leads: bool = True) -> None:
         self.leads, self.said = leads, list[str]()
         self.run = SimpleNamespace(path=path, is_open=False)
+        self.seconds_left = lambda: None
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -93,7 +57,7 @@ def results(attempt: Spoken, **flags: Any) -> Results:
 @pytest.mark.parametrize(("scale", "number"), [(1.0, 0), (255.0, 1)])
 def test_images_that_the_weights_do_not_expect_are_named_once(scale: float, number: int) -> None:
     attempt, model = Spoken(), torch.nn.Flatten()
-    results(attempt).look_at_input(model)
+    results(attempt).look_at_input(model, 3)
     for _ in range(3):
         model(scale * torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
     assert len(attempt.said) == number
@@ -103,7 +67,7 @@ def test_images_that_the_weights_do_not_expect_are_named_once(scale: float, numb
 @pytest.mark.parametrize("flags", [{"weights": "none"}, {"compile": True}])
 def test_a_model_that_knows_nothing_or_is_compiled_gets_no_hook(flags: dict[str, Any]) -> None:
     model = torch.nn.Flatten()
-    results(Spoken(), **flags).look_at_input(model)
+    results(Spoken(), **flags).look_at_input(model, 3)
     assert not model._forward_pre_hooks
 
 
@@ -147,7 +111,7 @@ def test_what_a_killed_attempt_found_later_is_not_the_best(tmp_path: Path) -> No
 
 
 def test_a_full_disk_costs_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     attempt = Spoken(tmp_path)

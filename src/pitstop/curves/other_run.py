@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ PACKAGES = {  # any one of these
     "swanlab": ("swanlab",),
     "mlflow": ("mlflow",),
 }
+NOT_AT_MLFLOW = re.compile(r"[^\w/.\- :]")  # in the name of a figure, such as the accuracy of the class C++
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -59,7 +61,7 @@ class OtherRun:
         state: dict[str, Any] = read_json(self._kept) if self._kept.exists() else {"rows": 0, "id": None}
         self.has: int = state["rows"]
         self.url = ""
-        self._writes_at_once = target.tracker == "mlflow"  # the others do in threads of theirs: lost at a kill (seen)
+        self._is_mlflow = target.tracker == "mlflow"
         about = About.of(run)
         arguments = _arguments(run, target, about, state["id"])
         self._tracker: Any = LOGGER_TYPE_TO_CLASS[target.tracker](**arguments)
@@ -78,9 +80,11 @@ class OtherRun:
         for row in rows:
             sent = {name: value for name, value in values(row).items() if isinstance(value, int | float)}
             sent.pop("_timestamp", None)
+            if self._is_mlflow:
+                sent = {NOT_AT_MLFLOW.sub("_", name): value for name, value in sent.items()}
             self._tracker.log(sent, step=row["step"])
         self.has += len(rows)
-        if rows and self._writes_at_once:
+        if rows and self._is_mlflow:  # the others write in threads of theirs: lost at a kill (seen)
             self._keep()
 
     def finish(self, exit_code: int) -> None:

@@ -53,8 +53,10 @@ def covered_bytes(run: Path) -> int:
 
 
 def values(row: Row) -> Row:
-    """A row as a tracker takes it: `train/loss`, `eval/accuracy`, the step, and when it was."""
+    """A row as a tracker takes it: `train/loss`, `eval/class_accuracy/cat`, the step, and when it was."""
     sent = {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "step", "time", "media")}
+    for key in [key for key, value in sent.items() if isinstance(value, dict)]:
+        sent |= {f"{key}/{name}": figure for name, figure in sent.pop(key).items()}
     sent = {key: NO_NUMBERS.get(value, value) if isinstance(value, str) else value for key, value in sent.items()}
     when = {"_timestamp": datetime.fromisoformat(row["time"]).timestamp()} if "time" in row else {}
     return sent | {"global_step": row["step"]} | when

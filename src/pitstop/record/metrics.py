@@ -9,9 +9,6 @@ from torch import Tensor
 
 from pitstop.files import AppendOnly, fsync_directory
 
-# What differs between a run that was interrupted and one that was not.
-WALL_CLOCK_FIELDS = ("time", "images_per_second", "seconds")
-
 
 class Metrics:
     """Means of what each step reports, a row every `log_every` steps. Nothing is read from the device in between.

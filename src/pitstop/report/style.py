@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,15 +99,15 @@ class Press:
         numbered = tuple(str(index) for index in range(len(classes))) if foreign else classes
         self.safe = Text(Words("en"), numbered) if self.lacks_font else self.whole
 
-    def files(self, name: str, draw: Draw) -> None:
-        """<name>.svg, .pdf and .png."""
-        self._save(name, self._laid_out(draw, self.safe))
+    def files(self, name: str, draw: Draw, kinds: Iterable[str] | None = None) -> None:
+        """<name>.svg, .pdf and .png, or some of these."""
+        self._save(name, self._laid_out(draw, self.safe), KINDS if kinds is None else kinds)
 
     def both(self, name: str, draw: Draw, label: str) -> str:
         """The files, and an <svg> element for the page, whose text is text and whose colours follow the page's;
         `label` is what a screen reader says."""
         figure = self._laid_out(draw, self.safe)
-        self._save(name, figure)
+        self._save(name, figure, KINDS)
         if self.safe is not self.whole:
             figure = self._laid_out(draw, self.whole)
         file = io.StringIO()
@@ -123,10 +123,10 @@ class Press:
         figure.set_layout_engine("none")
         return figure
 
-    def _save(self, name: str, figure: Figure) -> None:
+    def _save(self, name: str, figure: Figure, kinds: Iterable[str]) -> None:
         with self._style({"svg.fonttype": "path", "svg.hashsalt": name}):
-            for kind, metadata in KINDS.items():
-                figure.savefig(self._folder / f"{name}.{kind}", metadata=metadata)
+            for kind in kinds:
+                figure.savefig(self._folder / f"{name}.{kind}", metadata=KINDS[kind])
 
     @contextmanager
     def _style(self, more: dict[str, Any]) -> Iterator[None]:

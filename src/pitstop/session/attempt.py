@@ -41,7 +41,7 @@ class Attempt:
 
     def __init__(self, config: RecipeConfig, recipe: Path, rank: int, seconds_left: Callable[[], float | None]) -> None:
         self.config, self.recipe, self.rank = config, recipe, rank
-        self._seconds_left = seconds_left  # until the process may be killed; None where nobody has said so
+        self.seconds_left = seconds_left  # until the process may be killed; None where nobody has said so
         self.leads = rank == 0
         self.run = RunDirectory(run_path(config, recipe))
         self.definition = definition(config, recipe)
@@ -217,11 +217,11 @@ class Attempt:
                 self.say(f"status.json was not written: {error.strerror}")
         step = self._reached().get("step", 0)
         self._tell_launcher(state=state, restart=RESTART[code], reason=reason, exit_code=code, step=step)
-        left = self._seconds_left()
+        left = self.seconds_left()
         if self._remote:
             self._remote.finish(None if left is None else max(0.0, left - TRACKER_SECONDS))
         if self._tracker:
-            self._tracker.finish(code, self._seconds_left())
+            self._tracker.finish(code, self.seconds_left())
 
     def failed(self, error: Exception) -> None:
         """A defect, ours or the recipe's: train.log has the traceback too."""

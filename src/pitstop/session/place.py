@@ -124,4 +124,5 @@ def find(config: RecipeConfig) -> Place:
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     machine.check_world(accelerator.num_processes)
     machine.set_up(accelerator.device, deterministic=config.deterministic)
-    return Place(accelerator, Precision(resolve(config.precision, accelerator.device), accelerator.device))
+    name = resolve(config.precision, accelerator.device)
+    return Place(accelerator, Precision(name, accelerator.device, log_gradients=config.log_gradients))

@@ -1,13 +1,8 @@
 """What becomes of figures beside their rows: predictions/, which the report reads, best/, and advice."""
 
-import json
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,49 +10,17 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pitstop import advice
-from pitstop.checkpoint import to_bytes, write_final
+from pitstop.checkpoint import write_final
 from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
-from pitstop.files import new_directory, read_json, write_json, write_new
-from pitstop.launcher import OUTCOME
+from pitstop.files import read_json, write_json
 from pitstop.selection import Best
 from pitstop.session import messages
 from pitstop.session.attempt import Attempt
+from pitstop.session.pictures import FIGURE_SECONDS, Media, Samples, beside, write_predictions
 
-NUM_PICTURES = 24  # of each kind
 REPORT_SECONDS = 120.0  # they are paid for
-
-
-def worth_a_look(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """int64 rows: the most confident mistakes, what was most uncertain, the most confident hits; without doubles."""
-    top_N2 = logits_NK.softmax(1).topk(2).values
-    right_N = logits_NK.argmax(1) == labels_N
-    confidence_N, margin_N = top_N2[:, 0], top_N2[:, 0] - top_N2[:, 1]
-    rows = torch.arange(len(labels_N))
-    kinds = (
-        rows[~right_N][confidence_N[~right_N].argsort(descending=True, stable=True)],
-        rows[margin_N.argsort(stable=True)],
-        rows[right_N][confidence_N[right_N].argsort(descending=True, stable=True)],
-    )
-    return torch.tensor([*dict.fromkeys(row for kind in kinds for row in kind[:NUM_PICTURES].tolist())])
-
-
-def write_predictions(run: Path, evaluation: Evaluation, about: dict[str, Any]) -> None:
-    """`predictions/`: logits and labels of an evaluation, and the images worth a look, as the model sees them before
-    normalisation. Called by rank 0.
-
-    Args:
-        about: {"step", "split", "weights", "classes"}.
-    """
-    rows_M = worth_a_look(evaluation.logits_NK, evaluation.labels_N)
-    images_MCHW = torch.cat(list(evaluation.images.read([(row, row + 1) for row in rows_M.tolist()]))).cpu()
-    names = getattr(evaluation.images, "names", None)
-    about = about | {"names": [str(names[row]) if names is not None else "" for row in rows_M.tolist()]}
-    with new_directory(run / "predictions") as temporary:
-        outcome = {"logits_NK": evaluation.logits_NK, "labels_N": evaluation.labels_N}
-        write_new(temporary / "predictions.safetensors", to_bytes(outcome, {}))
-        write_new(temporary / "pictures.safetensors", to_bytes({"images_MCHW": images_MCHW, "rows_M": rows_M}, {}))
-        write_new(temporary / "about.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+CLASSES_UP_TO = 100  # whose accuracies stand in a row
 
 
 class DataSet(Protocol):
@@ -86,6 +49,7 @@ class Results:
         self._judged: nn.Module | None = None
         self._card: dict[str, Any] = {}
         self._classes: tuple[str, ...] = ()
+        self.samples = Samples(attempt.run.path, config.log_every, attempt.say)
 
     def given(self, train: DataSet, others: Sequence[DataSet], held_out: Any) -> dict[str, Any]:
         """The data are known: says what is to be said of them, before anything is paid for; returns what identifies
@@ -110,10 +74,15 @@ class Results:
         if self._best and self._best.weights and self._attempt.leads and self._kept_step() != self._best.step:
             self._write_best(self._best)
 
-    def look_at_input(self, model: nn.Module) -> None:
-        """The first images that go through the model are looked at: are they what its weights expect?"""
+    def look_at_input(self, model: nn.Module, step: int) -> None:
+        """The first images that go through the model are looked at: are they what its weights expect? And those of the
+        first step of the run are kept."""
+        if self._flags.config.compile:  # a hook would have it compiled twice
+            return
+        if step == 0:
+            self.samples.look(model)
         weights = getattr(self._flags.config, "weights", "none")
-        if weights == "none" or self._flags.config.compile:  # a hook would have it compiled twice
+        if weights == "none":
             return
 
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -153,16 +122,46 @@ class Results:
 
     def finished(
         self, step: int, result: Mapping[str, float], split: str, judged: nn.Module, card: dict[str, Any]
-    ) -> None:
-        """The last evaluation of all: of the best weights, where they were kept. On rank 0; final/ is written.
+    ) -> dict[str, Any]:
+        """The last evaluation of all: of the best weights, where they were kept. final/ is written, then the pictures.
+        Returns what else the row of the evaluation has.
 
         Raises:
             OSError: best/ or final/ cannot be written.
         """
+        fields = self.by_class(result)
+        if not self._attempt.leads:
+            return fields
         self.restored()
         write_final(self._attempt.run.path / "final", judged.state_dict(), card)
         if isinstance(result, Evaluation):
-            self._write_predictions(result, step, split, "best" if self._best else "final")
+            weights = "best" if self._best else "final"
+            media = self._write_predictions(result, step, split, weights, shown=self._fits(result))
+            fields |= {"media": media | self._draw_confusion()} if media else {}
+        return fields
+
+    def by_class(self, result: Mapping[str, float]) -> dict[str, Any]:
+        """`class_accuracy` of a row: {class: share of its images that were right}, of those that have images."""
+        if not isinstance(result, Evaluation) or not self._fits(result) or len(self._classes) > CLASSES_UP_TO:
+            return {}
+        confusion_KK = result.confusion_KK
+        counts = zip(self._classes, confusion_KK.diagonal().tolist(), confusion_KK.sum(1).tolist(), strict=True)
+        return {"class_accuracy": {name: round(hits / images, 6) for name, hits, images in counts if images}}
+
+    def _fits(self, result: Evaluation) -> bool:
+        """Are the classes of the data those of the result? They are not known before `given`."""
+        return len(self._classes) == result.logits_NK.shape[1]
+
+    def _draw_confusion(self) -> Media:
+        """A picture for the tracker, where there is one and time for it."""
+        run = self._attempt.run.path
+        wanted = self._flags.config.tracker != "none" and self._attempt.seconds_left() is None
+        if not wanted or find_spec("matplotlib") is None:
+            return {}
+        if why := beside(FIGURE_SECONDS, "pitstop.report.confusion", str(run)):
+            self._attempt.say(f"no picture of the confusion matrix was made ({why})")
+            return {}
+        return {"confusion_matrix": [{"path": "predictions/confusion.png", "caption": "rows: true, columns: said"}]}
 
     def told(self) -> None:
         """The run is finished: says how, and leaves a report."""
@@ -170,24 +169,20 @@ class Results:
         self._attempt.say(messages.finished(run.path, run.status()))
         if not self._flags.config.report or find_spec("matplotlib") is None:
             return
-        argv = [sys.executable, "-m", "pitstop.cli", "report", str(run.path)]  # its memory is its own, and its errors
-        env = {**os.environ, OUTCOME: ""}  # our word stands, whatever becomes of the report
-        try:
-            done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=REPORT_SECONDS, check=False)
-            made, words = done.returncode == 0, (done.stdout or done.stderr).strip().splitlines()[-1:]
-        except (OSError, subprocess.TimeoutExpired) as error:
-            made, words = False, [str(error)]
-        if not made:
-            self._attempt.say(f"no report was made ({' '.join(words)}): pitstop report {shlex.quote(str(run.path))}")
+        if why := beside(REPORT_SECONDS, "pitstop.cli", "report", str(run.path)):
+            self._attempt.say(f"no report was made ({why}): pitstop report {shlex.quote(str(run.path))}")
         else:
             self._attempt.say(f"  the report    {run.path / 'report' / 'report.html'}")
 
-    def _write_predictions(self, result: Evaluation, step: int, split: str, weights: str) -> None:
+    def _write_predictions(
+        self, result: Evaluation, step: int, split: str, weights: str, *, shown: bool = False
+    ) -> Media:
         about = {"step": step, "split": split, "weights": weights, "classes": list(self._classes)}
         try:
-            write_predictions(self._attempt.run.path, result, about)
+            return write_predictions(self._attempt.run.path, result, about, shown=shown)
         except OSError as error:  # they are for looking at: no reason to end a run
             self._attempt.say(f"predictions/ was not written: {error.strerror}")
+            return {}
 
     def _look(self, epoch: float, result: Evaluation) -> None:
         if self._watch:

@@ -1,12 +1,15 @@
 """Rows of metrics.jsonl, and how fast the training goes between them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import torch
+
 from pitstop.clocks import duration
 from pitstop.config import crossings
+from pitstop.machine import gpu_use
 from pitstop.plan import Stream
 from pitstop.record import Metrics
 from pitstop.rundir import now, process_age
@@ -27,8 +30,10 @@ class Clock(NamedTuple):
 class Rows:
     """Writes train and eval rows, and says them. The speed counts training alone, without evaluations and saves."""
 
-    def __init__(self, metrics: Metrics, attempt: Attempt, stream: Stream, total_steps: int) -> None:
-        self._metrics, self._attempt, self._total_steps = metrics, attempt, total_steps
+    def __init__(
+        self, metrics: Metrics, attempt: Attempt, stream: Stream, total_steps: int, device: torch.device
+    ) -> None:
+        self._metrics, self._attempt, self._total_steps, self._device = metrics, attempt, total_steps, device
         self._stream, self._waited = stream, 0.0
         self._batch_size, self._epoch_length = stream.batch_size, stream.epoch_length
         self._steps, self._seconds = 0, 0.0  # since the last row
@@ -63,8 +68,9 @@ class Rows:
             return self._step_seconds
         return self._seconds / self._steps
 
-    def train(self, step: int, lr: float) -> tuple[float, dict[str, float], float]:
-        """A row of means since the last one. Reads the device, so that what was asked of it is done.
+    def train(self, step: int, lr: float, also: Mapping[str, Any]) -> tuple[float, dict[str, float], float]:
+        """A row of means since the last one, and of what it has `also`. Reads the device, so that what was asked of it
+        is done.
 
         Returns its epoch, the means, and the share of the time in which there was no batch.
         """
@@ -76,12 +82,20 @@ class Rows:
         waited = getattr(self._stream, "waited_seconds", 0.0)  # only a loader with workers knows
         share, self._waited = (waited - self._waited) / self._seconds, waited
         self._steps, self._seconds = 0, 0.0
-        self._write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1)})
+        self._write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **self._now(step), **also})
         left_seconds = self._left(step)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        shown = "  ".join(f"{name} {value:.{4 if abs(value) < 1000 else 0}f}" for name, value in means.items())
         text = f"epoch {self._epoch(step):.2f}  {shown}  {speed:,.0f} images/s{self._outlook(left_seconds)}"
         self._attempt.row(step, text, duration(left_seconds))
         return self._epoch(step), means, share
+
+    def _now(self, step: int) -> dict[str, float]:
+        """What the bill and the GPU come to by now. Rank 0 writes the row, and it alone has the bill."""
+        if not self._attempt.leads:
+            return {}
+        run = self._attempt.run
+        bill = run.meter.by_now(run.attempt, up=process_age(), step=step, trained=self._done.seconds)
+        return bill | gpu_use(self._device)
 
     def _left(self, step: int) -> float:
         """Seconds to the end, evaluations too, as long as each took up to now."""
@@ -101,13 +115,15 @@ class Rows:
             self._attempt.say(f"at this speed {outlook}")
         return f"  {outlook}"
 
-    def evaluation(self, kind: str, step: int, result: Mapping[str, float]) -> float:
-        """A row ("eval" or "test") of an evaluation, which took the time since the last step; its epoch."""
+    def evaluation(
+        self, kind: str, step: int, result: Mapping[str, float], also: Callable[[], Mapping[str, Any]]
+    ) -> float:
+        """A row ("eval", "val" or "test") of an evaluation, which took the time since the last step; its epoch. What
+        the row has `also` may take time of its own."""
         self._evaluation_seconds = time.monotonic() - self._tick
-        seconds = round(self._evaluation_seconds, 3)
-        self._write(kind, step, {**result, "seconds": seconds})
         what = "" if kind == "eval" else f"{kind}: "
         self._attempt.say(f"step {step}  epoch {self._epoch(step):.2f}  {what}{messages.result_line(dict(result))}")
+        self._write(kind, step, {**result, "seconds": round(self._evaluation_seconds, 3), **also()})
         return self._epoch(step)
 
     def _epoch(self, step: int) -> float:

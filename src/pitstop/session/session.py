@@ -55,8 +55,9 @@ class Session:
         self._saver = Saver(attempt.run, config, self._metrics, stopper, say=attempt.say, saved=attempt.saved)
         self._wishes = Wishes(config, place, stopper, self._saver)
         attempt.interval = self._saver.interval
-        self._owners: dict[str, state.Stateful] = {"scaler": self.precision, "metrics": self._metrics}
         self._results = Results(config, attempt)
+        self._owners: dict[str, state.Stateful] = {"scaler": self.precision, "metrics": self._metrics}
+        self._owners["samples"] = self._results.samples
 
     @classmethod
     @contextmanager
@@ -82,9 +83,8 @@ class Session:
     @property
     def evaluation(self) -> dict[str, Any]:
         """How to evaluate in this attempt: arguments of `pitstop.evaluate.evaluate`."""
-        batch_size = self.memory.micro_batch or 1000
-        how = {"autocast": self.precision.autocast, "in_pieces": self.memory.in_pieces}
-        return {**how, "batch_size": batch_size, "between": self._look}
+        how = {"autocast": self.precision.autocast, "in_pieces": self.memory.in_pieces, "between": self._look}
+        return {**how, "batch_size": self.memory.micro_batch or 1000}
 
     def say(self, text: str) -> None:
         """Prints a line, once for all ranks, and keeps it in train.log."""
@@ -142,12 +142,12 @@ class Session:
         saved = about["shape"]["micro_batch"] if about else 0
         self._room.begin(self._wrapped, self._optimizer, stream, self._shape, saved)
         self._shape["micro_batch"] = self.memory.micro_batch
-        self._rows = Rows(self._metrics, self._attempt, stream, self.total_steps)
+        self._rows = Rows(self._metrics, self._attempt, stream, self.total_steps, self.device)
         self._attempt.start(self._reached, stream.batch_size, self._shape)
         if self._attempt.leads:
             settle(about, begun, self._shape, self._metrics, self._attempt, self._saver, self._tensors())
             self._results.restored()
-            self._results.look_at_input(self._model)
+            self._results.look_at_input(self._model, self.step)
         self._rows.resume()
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -176,13 +176,14 @@ class Session:
             SystemExit: 75 or 76, after a checkpoint, if someone wants the run to stop.
         """
         self.step += 1
-        self._metrics.add(metrics)
-        self._wishes.step(metrics.values())
+        self._wishes.step(metrics)
+        self._metrics.add(metrics | {name: same / self.world for name, same in self.precision.figures.items()})
         self._rows.stepped()
         self._stopper.arm()  # before its first step an attempt has nothing to lose: a signal ended it at once
         last = self.step == self.total_steps
         if last or self.step % self.config.log_every == 0:
-            self._results.row(*self._rows.train(self.step, self._optimizer.param_groups[0]["lr"]))
+            lr, media = self._optimizer.param_groups[0]["lr"], self._results.samples.media(self.step)
+            self._results.row(*self._rows.train(self.step, lr, media))
         self._saver.poll(self._rows.clock)
         stop, save = (0, True) if last else self._wishes.after(self.step, self._rows.step_seconds)
         if stop:
@@ -192,14 +193,13 @@ class Session:
             self._rows.resume()
 
     def _look(self) -> None:
-        """Between two batches of an evaluation, on all ranks: leaves if someone wants a stop. The next attempt
-        continues at this very step, and evaluates anew."""
+        """Between two batches of an evaluation: leaves if someone wants a stop. The next attempt evaluates anew."""
         if stop := self._wishes.stop():
             self._stop(stop)
 
     def evaluated(self, result: Mapping[str, float]) -> bool:
         """Records an evaluation at this step. False: what `keep` was given has lost its patience; end here."""
-        epoch = self._rows.evaluation("eval", self.step, result)
+        epoch = self._rows.evaluation("eval", self.step, result, lambda: self._results.by_class(result))
         goes_on = self._results.evaluated(self.step, epoch, result)
         self._rows.resume()
         return goes_on
@@ -228,7 +228,7 @@ class Session:
     def finish(
         self, result: Mapping[str, float], card: dict[str, Any], judged: nn.Module | None = None, split: str = ""
     ) -> None:
-        """Ends the run: `final/`, the last row of metrics, status `finished`.
+        """Ends the run: `final/`, pictures, the last row of metrics, status `finished`.
 
         Args:
             result: of the final evaluation.
@@ -239,10 +239,10 @@ class Session:
         self._saver.poll(self._rows.clock, wait=True)
         if self._place.of_rank_0(self._saver.poisoned):
             self._stop(PERSON_DECIDES)
-        self._rows.evaluation(split or "eval", self.step, result)
+        how = (self.step, result, split or "test", judged or self._model, card)
         self.total_steps = self.step  # fewer than planned, if patience was lost
+        self._rows.evaluation(split or "eval", self.step, result, lambda: self._results.finished(*how))
         if self._attempt.leads:
-            self._results.finished(self.step, result, split or "test", judged or self._model, card)
             self._metrics.sync()
             self._attempt.recorded(self._metrics.flush())
             self._attempt.ended("finished", "", FINISHED, result=dict(result), split=split or "test")

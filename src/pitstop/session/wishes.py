@@ -1,6 +1,6 @@
 """What shall happen after this step, for all ranks alike: a stop, a save, or nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -21,9 +21,11 @@ class Wishes:
         self._pace = Pace(place.world, place.device)
         self._health = Health()
 
-    def step(self, metrics: Iterable[Tensor]) -> None:
-        """A step is done; its metrics are scalars on the device, and not read."""
-        self._health.add(metrics, self._place.precision.overflow)
+    def step(self, metrics: Mapping[str, Tensor]) -> None:
+        """A step is done; its metrics are scalars on the device, and not read. The loss says whether it is ill; a
+        recipe that has none by this name is judged by all that it reports."""
+        watched = [metrics["loss"]] if "loss" in metrics else metrics.values()
+        self._health.add(watched, self._place.precision.overflow)
 
     def after(self, step: int, step_seconds: float) -> tuple[int, bool]:
         """(exit code of a stop or 0, save now), the same on all ranks."""
