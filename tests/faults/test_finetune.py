@@ -138,3 +138,17 @@ def test_a_stop_while_workers_decode(finetune: Callable[..., Run]) -> None:
     job.wait()
     assert job.codes in ([75], [0]), job.text
     run.finish()
+
+
+def test_the_last_row_is_of_the_best_weights(warm: Warm, photos: Path, tmp_path: Path) -> None:
+    """With the same photos as val and as test, its figures are those that the best evaluation had, bit for bit."""
+    for split, of in (("train", "train"), ("val", "test"), ("test", "test")):
+        (tmp_path / "photos" / split).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / split).symlink_to(photos / of)
+    flags = ("--data", str(tmp_path / "photos"), "--workers", "0", "--metric", "accuracy", "--epochs", "4")
+    run = Run(warm, tmp_path / "run", *SMALL, *OFTEN, *flags, "--peak_lr", "3", recipe=RECIPE)
+    run.finish()
+    evals, (test,) = ([row for row in run.rows() if row["kind"] == kind] for kind in ("eval", "test"))
+    best = max(evals, key=lambda row: row["accuracy"])  # the first of those that are alike
+    assert best["loss"] != evals[-1]["loss"], "the last is the best: this shows nothing"
+    assert (test["accuracy"], test["loss"]) == (best["accuracy"], best["loss"])

@@ -1,6 +1,9 @@
 """W&B that is away: down, failing, hanging, or closed to us. Training ends with the same bytes and hardly later; one
 line says so; an offline log is left; and `pitstop sync` then brings every row."""
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ from faults.harness import Job, Run
 from faults.tracked import FLAGS, Tracked, expected, mirrored, plain_sync, rows_at
 from wandb_server import WandbServer
 
+STEPS = 17  # of two epochs
 NOBODY = {"HOME": "/nonexistent", "NETRC": "/dev/null"}  # no key lies about
 AWAY = {  # the server's fault, what the environment says, seconds from the first step until it is offline
     "answers 500": ("500", {}, 20),
@@ -27,13 +31,15 @@ def about(job: Job) -> list[str]:
 
 
 def timed(run: Tracked, log: Path, *flags: str, **env: str) -> tuple[Job, dict[str, float]]:
-    """An attempt to its end; seconds until its first step, until it speaks of W&B, and in all."""
+    """An attempt to its end; seconds until its first and last step, until it speaks of W&B, and in all."""
     job = run.start(*flags, STEP_LOG=str(log), **env)
     begun, took = time.monotonic(), {}
     while not job.over.wait(0.005):
         now = time.monotonic() - begun
-        if log.exists() and log.stat().st_size:
-            took.setdefault("first step", now)
+        steps = log.read_bytes().count(b"\n") if log.exists() else 0
+        for name, number in (("first step", 1), ("last step", STEPS)):
+            if steps >= number:
+                took.setdefault(name, now)
         if about(job):
             took.setdefault("said", now)
         assert now < 90, job.text
@@ -55,6 +61,7 @@ def test_away_from_the_first_call_on(
     _, without = timed(run, tmp_path / "without.jsonl", "--tracker", "none", "--runs_dir", "without")
     job, took = timed(run, tmp_path / "with.jsonl", **env)
     assert took["first step"] < without["first step"] + 1, (took, without)
+    assert took["last step"] < without["last step"] + 5, (took, without)
     assert took["end"] < without["end"] + 30, (took, without)
     assert took["said"] < took["first step"] + seconds, took
     (line,) = about(job)
@@ -102,4 +109,34 @@ def test_away_in_the_middle(tracked: Callable[..., Tracked], clean: Callable[...
     new = len(expected(run)) - had
     assert new > 0
     assert f" {new} of them new" in run.sync(server).text
+    assert mirrored(server.run()) == expected(run)
+
+
+def killed(parent: int, word: bytes) -> None:
+    """Kill -9 of the process below `parent` whose command has this word in it."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            owner = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            parents[int(folder.name)] = owner, (folder / "cmdline").read_bytes()
+    (found,) = [
+        pid for pid, (owner, command) in parents.items() if word in command and parent in (owner, parents[owner][0])
+    ]
+    os.kill(found, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", [b"pitstop.curves", b"wandb-core"])
+def test_its_process_is_killed(tracked: Callable[..., Tracked], server: WandbServer, word: bytes) -> None:
+    """By who needs memory, say: our recorder, or the client's own service. It costs a line."""
+    run = tracked("--epochs", "6", **server.environment)
+    job = run.start(STEP_SECONDS="0.15")
+    rows_at(server, 3)
+    killed(job.pids[0], word)
+    assert job.wait().codes == [0], job.text
+    _, line = about(job)
+    assert line.endswith("to upload the rest: pitstop sync runs/r")
+    had = len(server.run().history)
+    assert had < len(expected(run))
+    assert f" {len(expected(run)) - had} of them new" in run.sync(server).text
     assert mirrored(server.run()) == expected(run)
