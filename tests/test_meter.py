@@ -182,3 +182,14 @@ def test_two_attempts_of_one_number_are_both_paid() -> None:
     hours = (1, 3600), (2, 7200), (2, 1800)
     events = [{"event": kind, "attempt": number, "up": up} for number, up in hours for kind in ("attempt", "heartbeat")]
     assert Meter(events).paid_seconds == 3600 + 7200 + 1800
+
+
+def test_each_attempt_at_its_own_price() -> None:
+    """The next machine has another price; an old run did not say; another currency cannot be converted."""
+    hours = [event(1, "heartbeat", 3600)]
+    hours += [event(2, "attempt", 0.0) | {"price": 24.0, "currency": "CNY"}, event(2, "heartbeat", 3600)]
+    hours += [event(3, "attempt", 0.0) | {"price": 5.0, "currency": "USD"}, event(3, "heartbeat", 3600)]
+    hours += [event(4, "attempt", 0.0) | {"price": 1.0, "currency": "CNY"}, event(4, "heartbeat", 7200)]
+    assert Meter(hours, price=1.0, currency="CNY").cost() == 1 + 24 + 1 + 2
+    assert Meter(hours, price=0.0, currency="CNY").cost() == 24 + 2, "a resume without --price forgets nothing"
+    assert "27" in Meter(hours, price=0.5, currency="CNY").spent(27)

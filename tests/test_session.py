@@ -26,11 +26,22 @@ def with_code(run: Run, old: str, new: str) -> None:
 
 
 def refused(run: Run, *flags: str, **env: str) -> str:
-    """What an attempt says that must be refused, and must not have changed anything on disk but the lock."""
-    before = {name: file for name, file in snapshot(run.path).items() if name != "lock"}
+    """What an attempt says that must be refused, and must not have changed anything on disk but the lock; and, where
+    the run is not finished, status.json, which must no longer call for the same command."""
+    finished = run.status()["state"] == "finished"
+    told = ("lock",) if finished else ("lock", "status.json")
+    before = {name: file for name, file in snapshot(run.path).items() if name not in told}
+    status = run.status()
     job = run.go(*flags, **env)
-    after = {name: file for name, file in snapshot(run.path).items() if name != "lock"}
+    after = {name: file for name, file in snapshot(run.path).items() if name not in told}
     assert job.codes == [2] * run.ranks, job.text
+    if not finished:
+        assert run.status() == status | {
+            "state": "failed",
+            "restart": "person",
+            "reason": run.status()["reason"],
+        }
+        assert str(run.status()["reason"]) in job.text
     assert "Traceback" not in job.text
     return (
         job.text if after == before else f"CHANGED {sorted(k for k in after if after[k] != before.get(k))} {job.text}"

@@ -10,6 +10,7 @@ Event = dict[str, Any]
 @dataclass
 class _Attempt:
     up_seconds: float = 0.0  # of the process, at its last sign of life
+    price: float | None = None  # per hour; None: it did not say, or in another currency
     trained_seconds: float = 0.0  # in steps
     first: int | None = None  # the step at which it began to train
     last: int = 0
@@ -21,6 +22,10 @@ class Meter:
     What is paid is the time from the start of each process to its last sign of life: on the monotonic clock (`up`), so
     that no jump of the wall clock changes the bill. Between attempts nothing is paid. A step that was done again counts
     once; the time of those that are lost is taken to be that of the attempt's other steps.
+
+    Args:
+        price: per hour; of this attempt, and of those that did not say theirs.
+        currency: of the sum. What was paid in another one counts at `price`.
     """
 
     def __init__(self, events: Iterable[Event] = (), *, price: float = 0.0, currency: str = "") -> None:
@@ -39,6 +44,8 @@ class Meter:
             return
         self._begun[number] = self._begun.get(number, 0) + (kind == "attempt")
         attempt = self._attempts.setdefault((number, self._begun[number]), _Attempt())
+        if kind == "attempt":
+            attempt.price = price_of(event, self.currency)
         attempt.up_seconds = max(attempt.up_seconds, _number(event, "up"))
         attempt.trained_seconds = max(attempt.trained_seconds, _number(event, "trained"))
         step = int(_number(event, "step"))
@@ -67,8 +74,9 @@ class Meter:
         return sum(attempt.up_seconds for attempt in self._attempts.values())
 
     def cost(self) -> float:
-        """In units of the currency; the price is per hour of the whole machine."""
-        return self.price * self.paid_seconds / 3600
+        """In units of the currency; a price is per hour of the whole machine."""
+        attempts = self._attempts.values()
+        return sum((self.price if one.price is None else one.price) * one.up_seconds / 3600 for one in attempts)
 
     def spent(self, budget: float) -> str:
         """Why --budget asks for a stop, or nothing."""
@@ -82,7 +90,7 @@ class Meter:
         """What a row says of the bill: goodput, and the cost up to now where an hour has a price."""
         self.add({"attempt": attempt, "up": up, "step": step, "trained": trained})
         told = self.report()
-        return {name: told[name] for name in ("goodput", "cost") if name != "cost" or self.price}
+        return {name: told[name] for name in ("goodput", "cost") if name != "cost" or told["cost"]}
 
     def report(self) -> dict[str, Any]:
         """Fields of status.json. `goodput`: time in steps that counted over all paid time."""
@@ -98,6 +106,12 @@ class Meter:
             **self._counts,
             "stall_seconds": round(self._stall_seconds, 3),
         }
+
+
+def price_of(event: Event, currency: str) -> float | None:
+    """Of an hour, as the line that begins an attempt has it; None: it does not say, or in another currency."""
+    price = event.get("price")
+    return float(price) if isinstance(price, int | float) and event.get("currency") == currency else None
 
 
 def _number(event: Event, name: str) -> float:

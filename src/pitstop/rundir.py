@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pitstop.clocks import process_age
 from pitstop.errors import RunInUseError, UserError
 from pitstop.files import (
     AppendOnly,
@@ -34,14 +35,6 @@ HEARTBEAT_EVERY_SECONDS = 10.0
 def now() -> str:
     """The wall clock, UTC, to the millisecond: for people. Durations come from the monotonic clock."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-def process_age(process: int | str = "self") -> float:
-    """Seconds since this process began: its imports cost as much as its steps. 0 where the kernel does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
-    return 0.0
 
 
 def whereabouts() -> dict[str, Any]:
@@ -189,7 +182,7 @@ class RunDirectory:
         for event in earlier:
             self.meter.add(event)
         self._events = AppendOnly(self.path / "events.jsonl")
-        self.event("attempt", **whereabouts())
+        self.event("attempt", price=self.meter.price, currency=self.meter.currency, **whereabouts())
         self._status = self.status()  # what this attempt does not come to say is as the last one left it
         self._log = AppendOnly(self.path / "train.log")
         self.log("\n".join(self._unlogged))
@@ -224,6 +217,11 @@ class RunDirectory:
             self._status |= self.meter.report()
             record = {**self._status, "attempt": self.attempt, "heartbeat": now(), **whereabouts()}
             write_json(self.path / "status.json", record, durable=durable)
+
+    def correct_status(self, **fields: Any) -> None:
+        """The same where no attempt has begun, for a run that is not finished. The lock is held."""
+        if (old := self.status()) and old.get("state") != "finished":
+            write_json(self.path / "status.json", {**old, **fields})
 
     def close(self) -> None:
         self.lock.release()

@@ -22,8 +22,9 @@ def test_clocks() -> None:
 
 
 def test_a_forecast_counts_what_was_paid() -> None:
-    assert forecast(1800.0, 1800.0, RecipeConfig(price=2.0), NOON) == "done by 12:30, 2.00 CNY"
-    assert forecast(1800.0, 1800.0, RecipeConfig(), NOON) == "done by 12:30"
+    assert forecast(1800.0, 1.0, RecipeConfig(price=2.0), NOON) == "done by 12:30, 2.00 CNY"
+    assert forecast(1800.0, 1.0, RecipeConfig(), NOON) == "done by 12:30, 1.00 CNY"
+    assert forecast(1800.0, 0.0, RecipeConfig(), NOON) == "done by 12:30"
 
 
 def test_the_most_epochs_fit_and_one_more_does_not() -> None:

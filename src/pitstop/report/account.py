@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pitstop.meter import Event, Meter
+from pitstop.meter import Event, Meter, price_of
 from pitstop.report.read import Row, Run, number
 
 PARTS = ("startup", "restore", "steps", "redone", "saves", "evaluations", "rest")  # of an attempt's paid seconds
@@ -76,9 +76,15 @@ def _attempt(
         waited_seconds=max(0.0, (begun - silent).total_seconds()) if begun and silent else 0.0,
         end=str(end.get("event") or ("" if is_last else "killed")),
         reason=str(end.get("reason", "")),
-        cost=(number(run.status, "price") or 0.0) * paid / 3600,
+        cost=_price(lines[0], run) * paid / 3600,
         shape=dict(start["shape"]) if start and isinstance(start.get("shape"), dict) else {},
     )
+
+
+def _price(begun: Event, run: Run) -> float:
+    """Of an hour of the attempt that began with this line; today's, where it does not say."""
+    price = price_of(begun, str(run.status.get("currency", "")))
+    return (number(run.status, "price") or 0.0) if price is None else price
 
 
 def _seconds(

@@ -1,7 +1,6 @@
 """What one attempt says and writes down: the side of a session that only rank 0 has."""
 
-import os
-import secrets
+import contextlib
 import sys
 import time
 import traceback
@@ -13,13 +12,12 @@ from pitstop.config import RecipeConfig
 from pitstop.curves import Recorder, Target, require
 from pitstop.disks import fleeting
 from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, StoppedError, UserError
-from pitstop.files import write_json
 from pitstop.launcher import tell_launcher
 from pitstop.meter import Meter
 from pitstop.record import Progress
-from pitstop.rundir import Heartbeat, RunDirectory, now
+from pitstop.rundir import Heartbeat, RunDirectory
 from pitstop.session import messages
-from pitstop.session.identity import definition, differences, refusal, run_path
+from pitstop.session.identity import Definition, run_path
 from pitstop.session.remote import Remote
 from pitstop.stopper import stop_file
 from pitstop.store import Shelf
@@ -44,7 +42,7 @@ class Attempt:
         self.seconds_left = seconds_left  # until the process may be killed; None where nobody has said so
         self.leads = rank == 0
         self.run = RunDirectory(run_path(config, recipe))
-        self.definition = definition(config, recipe)
+        self.definition = Definition(config, recipe, self.run)
         self._progress: Progress | None = None
         self._tracker: Recorder | None = None
         self._heartbeat: Heartbeat | None = None
@@ -52,7 +50,6 @@ class Attempt:
         self._remote: Remote | None = None
         self.shelf: Shelf | None = None
         self.interval: Callable[[], float] | None = None  # seconds between two saves, once there is somebody to ask
-        self._accepted: list[str] = []
         self._newest = -1  # step of the newest checkpoint at the start: what progress is measured from
         self._ended = False
 
@@ -73,8 +70,8 @@ class Attempt:
             self._remote.fetch()
             self.shelf = Shelf(self.config.store, self.say)
         if self.run.exists():
-            self._accepted = self._changes()
-            self._ended = not self._accepted and self.run.status().get("state") == "finished"
+            self.definition.look()
+            self._ended = not self.definition.accepted and self.run.status().get("state") == "finished"
         if self._ended:
             self._tell_launcher(state="finished", restart="never", exit_code=FINISHED)
             if self._remote:  # what did not get up when it finished
@@ -84,34 +81,6 @@ class Attempt:
         else:
             self._begin()
         return self._ended
-
-    def _changes(self) -> list[str]:
-        """What defines the run and is not as it was begun; the data count once they are known.
-
-        Raises:
-            UserError: there is something, and no --accept_change.
-        """
-        old = self.run.config()["definition"]
-        known = {key: value for key, value in old.items() if key != "data_set" or "data_set" in self.definition}
-        lines = differences(known, self.definition)
-        if lines and not self.config.accept_change:
-            raise refusal(self.run.path, lines)
-        return lines
-
-    def owns(self, data_set: dict[str, Any]) -> None:
-        """The data, by their fingerprints, are part of what defines the run."""
-        self.definition["data_set"] = data_set
-
-    def define(self) -> None:
-        """The data are known: writes down what defines a new run.
-
-        Raises:
-            UserError: the run was begun with something else.
-        """
-        if self.run.exists():
-            self._accepted = self._changes()
-        else:
-            self._write_config({"wandb_id": secrets.token_hex(4), "begun": now()})
 
     def _begin(self) -> None:
         self.run.meter = Meter(price=self.config.price, currency=self.config.currency)
@@ -142,11 +111,6 @@ class Attempt:
         if self.leads:
             tell_launcher(run=str(self.run.path.resolve()), newest=self._newest, **how_it_ended)
 
-    def _write_config(self, kept: dict[str, Any]) -> None:
-        config = {"format": 1, "definition": self.definition, "config": self.config.model_dump(mode="json")}
-        program = {"program": str(self.recipe.resolve()), "folder": os.getcwd()}  # for `pitstop verify`
-        write_json(self.run.path / "config.json", kept | config | program)
-
     def start(self, progress: Callable[[], dict[str, Any]], batch_size: int, shape: dict[str, Any]) -> None:
         """Begins to train: status, heartbeat, bar, tracker. `progress` gives step and total_steps."""
         reached = progress()
@@ -154,9 +118,9 @@ class Attempt:
         self._progress = Progress(reached["step"], reached["total_steps"], shown=self.leads)
         if not self.leads:
             return
-        if self._accepted:  # only now is it known that the checkpoint fits what is wanted
-            self.run.event("accepted_change", changes=self._accepted)
-            self._write_config(self.run.config())
+        if changes := self.definition.accepted:  # only now is it known that the checkpoint fits what is wanted
+            self.run.event("accepted_change", changes=changes)
+            self.definition.write(self.run.config())
         self.run.event("start", **reached, shape=shape)
         self.run.write_status(**reached)
         if not self.config.store and (warning := fleeting(self.run.path)):
@@ -215,6 +179,9 @@ class Attempt:
                 if state == "finished":
                     raise
                 self.say(f"status.json was not written: {error.strerror}")
+        elif self.leads and self.run.lock.held:  # it did not come to an attempt; what the last one said is not so
+            with contextlib.suppress(OSError):
+                self.run.correct_status(state=state, reason=reason, restart=RESTART[code])
         step = self._reached().get("step", 0)
         self._tell_launcher(state=state, restart=RESTART[code], reason=reason, exit_code=code, step=step)
         left = self.seconds_left()
@@ -252,4 +219,8 @@ class Attempt:
             self._remote.finish(0.0)
         if self._progress:
             self._progress.close()
+        if self.run.is_open:
+            with contextlib.suppress(OSError):  # what came after the end is paid for too: uploads, a report
+                self.run.event("left")
+                self.run.write_status(durable=False)
         self.run.close()

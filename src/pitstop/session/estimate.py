@@ -31,10 +31,10 @@ def at(seconds: float, now: datetime) -> str:
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%a %H:%M}"
 
 
-def forecast(seconds_left: float, paid_seconds: float, config: RecipeConfig, now: datetime) -> str:
-    """`done by 21:40, 0.30 CNY`: what has been paid counts too."""
-    cost = config.price * (paid_seconds + seconds_left) / 3600
-    return f"done by {at(seconds_left, now)}" + (f", {cost:.2f} {config.currency}" if config.price else "")
+def forecast(seconds_left: float, paid: float, config: RecipeConfig, now: datetime) -> str:
+    """`done by 21:40, 0.30 CNY`: what has been `paid` counts too, in the same currency."""
+    cost = paid + config.price * seconds_left / 3600
+    return f"done by {at(seconds_left, now)}" + (f", {cost:.2f} {config.currency}" if cost else "")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Is it the same run? What defines a run, compared with what it was begun with."""
 
 import ast
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 from pitstop.config import RecipeConfig
 from pitstop.errors import UserError
-from pitstop.files import canonical_json, sha256
+from pitstop.files import canonical_json, sha256, write_json
+from pitstop.rundir import RunDirectory, now
 
 SHOWN = 60  # characters of a value in a message
 
@@ -16,9 +19,46 @@ def run_path(config: RecipeConfig, recipe: Path) -> Path:
     return config.runs_dir / (config.name or f"{recipe.stem}-{config.digest(recipe.stem)}")
 
 
-def definition(config: RecipeConfig, recipe: Path) -> dict[str, Any]:
-    """What defines the run, as far as it is known before the data are."""
-    return {"recipe": recipe.stem, "code": recipe_hash(recipe), **config.definition()}
+class Definition:
+    """What defines the run, as far as it is known before the data are; and config.json, which keeps it.
+
+    Attributes:
+        accepted: in what it differs from what the run was begun with, where --accept_change was given.
+    """
+
+    def __init__(self, config: RecipeConfig, recipe: Path, run: RunDirectory) -> None:
+        self._config, self._recipe, self._run = config, recipe, run
+        self._values = {"recipe": recipe.stem, "code": recipe_hash(recipe), **config.definition()}
+        self.accepted: list[str] = []
+
+    def owns(self, data_set: dict[str, Any]) -> None:
+        """The data, by their fingerprints, are part of it."""
+        self._values["data_set"] = data_set
+
+    def look(self) -> None:
+        """Compares it with that of a run which is there; the data count once they are known.
+
+        Raises:
+            UserError: something differs, and there is no --accept_change.
+        """
+        old = self._run.config()["definition"]
+        known = {key: value for key, value in old.items() if key != "data_set" or "data_set" in self._values}
+        self.accepted = differences(known, self._values)
+        if self.accepted and not self._config.accept_change:
+            raise refusal(self._run.path, self.accepted)
+
+    def settle(self) -> None:
+        """The data are known: writes it down for a new run. Raises as `look`."""
+        if self._run.exists():
+            self.look()
+        else:
+            self.write({"wandb_id": secrets.token_hex(4), "begun": now()})
+
+    def write(self, kept: dict[str, Any]) -> None:
+        """config.json; `kept` is of the old one, or new."""
+        config = {"format": 1, "definition": self._values, "config": self._config.model_dump(mode="json")}
+        program = {"program": str(self._recipe.resolve()), "folder": os.getcwd()}  # for `pitstop verify`
+        write_json(self._run.path / "config.json", kept | config | program)
 
 
 def _plain(node: Any) -> Any:

@@ -8,10 +8,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pitstop import notice
+from pitstop.clocks import process_age
 from pitstop.config import RecipeConfig
 from pitstop.errors import FINISHED, PERSON_DECIDES, UserError
 from pitstop.output import sturdy
-from pitstop.rundir import process_age
 from pitstop.session.attempt import Attempt
 from pitstop.session.heir import start_again
 from pitstop.session.place import Place, check_meeting, find, launched_rank, launched_world

@@ -37,7 +37,7 @@ def stopped(step: int, total_steps: int, reason: str, saved_step: int) -> str:
 def bill(status: dict[str, Any]) -> str:
     """`paid 0:41:10 in 3 attempts (0.69 CNY), 96.1 % of it in steps that counted`"""
     attempts = status.get("attempt", 1)
-    cost = f" ({status['cost']:.2f} {status['currency']})" if status.get("price") else ""
+    cost = f" ({status['cost']:.2f} {status['currency']})" if status.get("cost") else ""
     return (
         f"paid {duration(status.get('paid_seconds', 0))} in {attempts} attempt{'s'[: attempts != 1]}{cost}, "
         f"{100 * status.get('goodput', 0):.1f} % of it in steps that counted"

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from pitstop import plan
+from pitstop.clocks import process_age
 from pitstop.errors import FINISHED
 from pitstop.launcher import is_launcher
 from pitstop.plan import Stream
-from pitstop.rundir import process_age
 from pitstop.session.estimate import Estimate
 from pitstop.session.session import Session
 

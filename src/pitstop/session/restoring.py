@@ -42,7 +42,7 @@ def _read(
     attempt: Attempt, saver: Saver, model: nn.Module, optimizer: Optimizer, owners: Mapping[str, state.Stateful]
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Opens the run directory; tensors and manifest of the newest good checkpoint, if there is one."""
-    attempt.define()
+    attempt.definition.settle()
     live = state.split(owners)[0] | state.collect(model, optimizer)
     found = saver.find(sum(tensor.nbytes for tensor in live.values()))
     return (found.tensors, found.manifest) if found else ({}, None)

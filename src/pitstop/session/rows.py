@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pitstop.clocks import duration
+from pitstop.clocks import duration, process_age
 from pitstop.config import crossings
 from pitstop.machine import gpu_use
 from pitstop.plan import Stream
 from pitstop.record import Metrics
-from pitstop.rundir import now, process_age
+from pitstop.rundir import now
 from pitstop.session import messages
 from pitstop.session.attempt import Attempt
 from pitstop.session.estimate import forecast
 
 FIRST_SECONDS = 60.0  # of a process: before, its speed says little
+WEIGHT = 0.3  # of the newest row's speed, in a forecast
 
 
 class Clock(NamedTuple):
@@ -38,6 +39,7 @@ class Rows:
         self._batch_size, self._epoch_length = stream.batch_size, stream.epoch_length
         self._steps, self._seconds = 0, 0.0  # since the last row
         self._step_seconds = 0.0  # up to the last row
+        self._usual_seconds = 0.0  # of a step, over the last few rows: one row's speed makes a restless forecast
         self._evaluation_seconds = 0.0  # of the last one
         self._told = False
         self._done = Clock(0, 0.0)  # up to the last row
@@ -77,6 +79,7 @@ class Rows:
         means = self._metrics.means()
         self.pause()
         self._step_seconds = self._seconds / self._steps
+        self._usual_seconds += (self._step_seconds - self._usual_seconds) * (WEIGHT if self._usual_seconds else 1)
         speed = self._batch_size / self._step_seconds
         self._done = Clock(self._done.steps + self._steps, self._done.seconds + self._seconds)
         waited = getattr(self._stream, "waited_seconds", 0.0)  # only a loader with workers knows
@@ -102,18 +105,22 @@ class Rows:
         every = self._attempt.config.eval_every
         positions = (self._batch_size * number for number in (step, self._total_steps))
         before, at_end = (crossings(every, self._epoch_length, position) for position in positions)
-        return (self._total_steps - step) * self._step_seconds + (at_end - before) * self._evaluation_seconds
+        return (self._total_steps - step) * self._usual_seconds + (at_end - before) * self._evaluation_seconds
 
     def _outlook(self, left_seconds: float) -> str:
-        """`  done by 21:40, 0.30 CNY`, from the second minute on; said once, and kept current on the bar."""
-        if process_age() < FIRST_SECONDS or not self._attempt.leads:
+        """`  0.05 CNY paid  done by 21:40, 0.30 CNY`; the forecast from the second minute on, said once, and kept
+        current on the bar."""
+        if not self._attempt.leads:
             return ""
-        paid_seconds = self._attempt.run.meter.paid_seconds
-        outlook = forecast(left_seconds, paid_seconds, self._attempt.config, datetime.now())
+        config, cost = self._attempt.config, self._attempt.run.meter.cost()
+        paid = f"  {cost:.2f} {config.currency} paid" if cost else ""
+        if process_age() < FIRST_SECONDS:
+            return paid
+        outlook = forecast(left_seconds, cost, config, datetime.now())
         if not self._told:
             self._told = True
             self._attempt.say(f"at this speed {outlook}")
-        return f"  {outlook}"
+        return f"{paid}  {outlook}"
 
     def evaluation(
         self, kind: str, step: int, result: Mapping[str, float], also: Callable[[], Mapping[str, Any]]

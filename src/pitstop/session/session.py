@@ -96,7 +96,7 @@ class Session:
         `held_out`, what was taken out of train, is written to held_out.json; `also` are JSON values that define the run
         as well, by name: where the weights are from, say.
         """
-        self._attempt.owns(self._results.given(train, [each for each in others if each], held_out) | also)
+        self._attempt.definition.owns(self._results.given(train, [each for each in others if each], held_out) | also)
         return tuple(each and each.to(self.device) for each in (train, *others))
 
     def keep(self, best: Best, judged: nn.Module, card: dict[str, Any], **owners: state.Stateful) -> None:
