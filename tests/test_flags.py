@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field
 
 from pitstop import flags
-from pitstop.config import RecipeConfig, operational, recipe_file, recipe_name
+from pitstop.config import RecipeConfig, operational, recipe_file
 from pitstop.errors import UsageError, UserError
 
 RECIPE = '''"""The docstring of the module."""
@@ -355,7 +355,6 @@ def test_other_peoples_names_lead_to_flags_that_exist() -> None:
 
 def test_recipe_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe_file(Config) == Path(__file__).resolve()
-    assert recipe_name(Config) == "test_flags"
     monkeypatch.delattr(sys.modules[__name__], "__file__")
     with pytest.raises(UserError, match="not written in a file"):
         recipe_file(Config)

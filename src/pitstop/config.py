@@ -180,11 +180,6 @@ def recipe_file(config_type: type[BaseModel]) -> Path:
     return Path(file).resolve()
 
 
-def recipe_name(config_type: type[BaseModel]) -> str:
-    """`cifar10` for recipes/cifar10.py."""
-    return recipe_file(config_type).stem
-
-
 def crossings(every: float, epoch_length: int, position: int) -> int:
     """How many borders of `every` epochs lie in (0, position]: exact, so that a border is never met twice or missed."""
     return math.floor(Fraction(position) / (Fraction(str(every)) * epoch_length)) if every > 0 else 0

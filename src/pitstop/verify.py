@@ -143,7 +143,7 @@ def _command(run: RunDirectory, copy: Path, end: Kept) -> tuple[tuple[str, ...],
         raise UserError(f"the recipe {program} is not here: verify where the run was trained")
     values = {name: value for name, value in about["config"].items() if name not in NOT_REPLAYED}
     values |= {"name": run.path.name, "runs_dir": copy.parent, "save_every": f"{end.step}steps"}
-    values |= {"tracker": "none", "report": False}
+    values |= {"tracker": "none", "report": False, "cloud": "none"}
     words = [f"--{name}={value if isinstance(value, str) else _text(value)}" for name, value in values.items()]
     processes = str(end.manifest["shape"]["processes"])
     env = {name: value for name, value in os.environ.items() if name not in ("PITSTOP_STORE", OUTCOME)}

@@ -168,7 +168,8 @@ class Attempt:
         """The attempt is over: status first, store and tracker with the time that is left."""
         self._ended = True
         if state == "stopped":
-            (self.run.path / "STOP").unlink(missing_ok=True)  # it is obeyed
+            with contextlib.suppress(OSError):  # it may be a directory
+                (self.run.path / "STOP").unlink()  # it is obeyed
         if self._heartbeat:
             self._heartbeat.stop()
         if self.leads and self.run.is_open:

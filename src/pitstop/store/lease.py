@@ -40,7 +40,7 @@ def _place(run: Path) -> dict[str, Any]:
 class Lease:
     """Taken by `acquire`, then renewed by a thread of its own until `release` or until another machine has it."""
 
-    def __init__(self, bucket: Bucket, run: Path, *, say: Callable[[str], None], ttl_seconds: float = 60.0) -> None:
+    def __init__(self, bucket: Bucket, run: Path, *, say: Callable[[str], None], ttl_seconds: float) -> None:
         self.owner = secrets.token_hex(8)
         self.superseded = ""  # who has taken it over; then it is lost for good
         self.trouble = ""  # why the last renewal failed

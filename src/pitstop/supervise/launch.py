@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -134,7 +135,7 @@ def _goes_on_elsewhere(words: Sequence[str]) -> bool:
         return False
     pid, log = background
     name = value_of("name", words)
-    attach = f"pitstop attach{f' {name}' if name else ''} --runs_dir {runs_dir}"
+    attach = shlex.join(["pitstop", "attach", *([name] if name else []), "--runs_dir", runs_dir])
     with contextlib.suppress(OSError):  # whether or not anyone reads it, it has begun: here is no error any more
         os.write(1, f"pid {pid}, to stop it: kill {pid}\nlog {log}\n{attach}\n".encode(errors="replace"))
     return True
