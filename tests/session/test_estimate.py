@@ -81,4 +81,4 @@ def test_what_is_measured(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert looks == 1
     start_seconds = 7.0 + (5 * (2.0 - 0.5) if total == 1000 else 0.0)
     step_seconds = 0.5 if total == 1000 else pytest.approx(3.5, abs=1.5)
-    assert one.measured() == Measured(start_seconds, step_seconds, 3.0, 9.0)
+    assert one.measured() == Measured(start_seconds, step_seconds, 3.0, 9.0 + estimate.LEAVING_SECONDS)
