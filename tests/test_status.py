@@ -86,6 +86,27 @@ def test_a_run_whose_status_is_damaged_has_begun(tmp_path: Path) -> None:
     assert status.look(run).state == "killed"
 
 
+def test_chinese_names_are_as_wide_as_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("猫狗", "abcd", "e\u0301f"):
+        write_run(tmp_path / name)
+    status.command([str(tmp_path)])
+    head, *lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert head.index("state") == 6
+    assert sorted(line[: line.index("finished")] for line in lines) == ["abcd  ", "e\u0301f    ", "猫狗  "]
+
+
+def test_a_reader_that_goes_away(tmp_path: Path) -> None:
+    for number in range(300):
+        write_run(tmp_path / f"{'long' * 40}-{number}", status={"state": "stopped"})
+    code = f"import sys; from pitstop import status; sys.exit(status.command([{str(tmp_path)!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
+    process.stderr.close()
+
+
 def test_a_torn_last_row(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", status={"state": "running", "result": None})
     with open(run / "metrics.jsonl", "a") as file:

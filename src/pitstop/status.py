@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +44,10 @@ def command(argv: Sequence[str]) -> int:
     if not runs:
         raise UserError(f"no run lies in {folder}: say pitstop status FOLDER, or start one.")
     runs.sort(key=lambda run: (ORDER.index(run.state), run.path))
-    print("\n".join([*table(runs, folder), *_details(runs, folder), "", _sum(runs)]))
+    try:
+        print("\n".join([*table(runs, folder), *_details(runs, folder), "", _sum(runs)]), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it leaves
     return FINISHED
 
 
@@ -173,13 +178,22 @@ def _command(run: Path, about: dict[str, Any], damaged: list[str]) -> str:
 def table(runs: Sequence[Glance], folder: Path) -> list[str]:
     """Lines of equal columns: words to the left, numbers to the right."""
     rows = [HEADINGS, *(_cells(run, folder) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(HEADINGS))]
     return ["  ".join(_fit(cell, width, index > 1) for index, (cell, width) in enumerate(zip(row, widths, strict=True)))
             .rstrip() for row in rows]  # fmt: skip
 
 
 def _fit(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _width(text: str) -> int:
+    """On a terminal: a Chinese character takes two places, an accent of its own none."""
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
 
 
 def _name(run: Glance, folder: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import EVENTS, SHAPE, write_run
+from made_runs import EVENTS, ROWS, SHAPE, write_run
 
 from pitstop.meter import Meter
 from pitstop.report import account
@@ -38,6 +38,11 @@ def test_the_parts_are_the_whole_as_the_meter_has_it(tmp_path: Path) -> None:
         bill["goodput"]
     )
     assert bill["redone_steps"] == 16
+
+
+def test_the_evaluation_at_the_end_is_one(tmp_path: Path) -> None:
+    rows = [row | ({"kind": "test"} if row["kind"] == "eval" and row["step"] == 60 else {}) for row in ROWS]
+    assert account.attempts(read(write_run(tmp_path / "run", rows=rows)))[2].seconds["evaluations"] == 4
 
 
 def test_the_last_attempt_of_a_run_that_goes_on_has_no_end_yet(tmp_path: Path) -> None:

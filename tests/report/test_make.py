@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -226,6 +227,79 @@ def test_how_many_classes_the_config_knows(run: Path) -> None:
     assert "learned to tell 3 classes apart" in " ".join(Page(make(other)).text)
 
 
+def cells(page: Path, first: str) -> list[str]:
+    """The texts of the row of a table that begins with these words."""
+    row = re.search(rf"<tr><th scope=\"row\">{re.escape(first)}</th>(.*?)</tr>", page.read_text())
+    assert row is not None, first
+    return [cell.replace("\u00a0", " ") for cell in re.findall(r"<td[^>]*>(.*?)</td>", row[1])]
+
+
+def test_figures_that_the_run_has_written(run: Path) -> None:
+    """Accuracies are shares with intervals; of a recipe's own figure nothing is known."""
+    write_predictions(run, ["a", "b"], images=400)
+    status = json.loads((run / "status.json").read_text())
+    told = {"accuracy_mirror": 0.9, "accuracy_mirror_shift": 0.75, "macro_f1": 0.25, "mae": 3.2, "nll_loss": 0.5}
+    (run / "status.json").write_text(json.dumps(status | {"result": told}))
+    page = make(run)
+    assert cells(page, "Accuracy, mean with the mirror image") == [
+        "90.00 %",
+        "86.67\u201392.57 %",
+    ]  # Wilson, 360 of 400
+    assert cells(page, "Accuracy, mean with mirrored and shifted images")[0] == "75.00 %"
+    assert cells(page, "mae") == ["3.2000", ""]
+    assert cells(page, "nll_loss") == ["0.5000", ""]
+    (run / "status.json").write_text(json.dumps(status | {"result": {"macro_f1": 0.25, "accuracy_odd": 0.5}}))
+    shutil.rmtree(run / "predictions")
+    page = make(run)
+    assert cells(page, "macro_f1") == ["25.00 %", ""]
+    assert cells(page, "accuracy_odd") == ["50.00 %", ""]
+
+
+def test_figures_of_the_clock_are_no_results(tmp_path: Path) -> None:
+    row = {"kind": "eval", "step": 60, "epoch": 2.0, "accuracy": 0.5, "cost": 0.25, "goodput": 0.9, "seconds": 1.0}
+    run = write_run(tmp_path / "run", rows=[row], status={"result": None, "state": "running"})
+    make(run)
+    assert json.loads((run / "report" / "summary.json").read_text())["result"] == {"accuracy": 0.5}
+
+
+def test_no_results_have_no_heading(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", rows=[], status={"result": None, "state": "running"})
+    assert 'id="results"' not in make(run).read_text()
+    assert "#results" not in make(run).read_text()
+
+
+def test_numbers_of_the_classes_stand_beside_their_names(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the figures have numbers: for letters that their fonts lack, and for many classes."""
+    monkeypatch.setattr(style, "cjk_font", lambda: None)
+    for index, names in enumerate(
+        (["แมว", "สุนัข"], ["बिल्ली", "कुत्ता"], ["🐱", "🐶"], ["猫", "狗"], [f"name {n}" for n in range(41)])
+    ):
+        other = write_run(run.parent / str(index))
+        write_predictions(other, names)
+        page = make(other)  # a missing glyph would be an error
+        assert f'<td class="n">1</td><th scope="row">{names[1]}</th>' in page.read_text()
+        assert names[0] in Page(page).text
+        said = [
+            ("number the classes" in " ".join(Page(page).text)),
+            "The fonts of the figures lack" in page.read_text(),
+        ]
+        assert said == [index <= 3, index < 3]
+    write_predictions(run, ["chat", "Hündin"])
+    assert '<th scope="col" class="n">Number</th>' not in make(run).read_text()
+
+
+def test_leftovers_of_a_report_that_was_killed_go(run: Path) -> None:
+    (run / "report" / ".tmp-figures-99").mkdir(parents=True)
+    make(run)
+    assert sorted(path.name for path in (run / "report").iterdir()) == ["figures", "report.html", "summary.json"]
+
+
+def test_a_file_in_the_place_of_the_report(run: Path) -> None:
+    (run / "report").touch()
+    with pytest.raises(UserError, match=r"the report would lie in .*report, which cannot be written"):
+        make(run)
+
+
 def test_in_chinese(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no font can draw it, the files number the classes, and the page leaves them to the browser."""
     monkeypatch.setattr(style, "cjk_font", lambda: None)
@@ -235,6 +309,8 @@ def test_in_chinese(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("本机没有可用的中文字体" in text for text in page.text)
     assert page.text.count("飞机") >= 3, "in tables, and as text in the confusion matrix"
     assert "真实类别" in page.text
+    assert any("2 个线程" in text for text in page.text)
+    assert any("95% 置信区间\uff1a" in text for text in page.text)
     left = [text for text in page.text if re.search(r"\b(the|class|accuracy|step|attempt)\b", text)]
     assert not [text for text in left if "accelerate" not in text], "an English word was left"
 

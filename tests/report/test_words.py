@@ -13,7 +13,7 @@ def fields(text: str) -> set[str]:
 def test_chinese_is_complete() -> None:
     for key, (english, chinese) in WORDS.items():
         assert fields(english) == fields(chinese), key
-        assert english == chinese == "F1" or re.search("[\u4e00-\u9fff]", chinese), key
+        assert english == chinese == "F1" or re.search("[\u4e00-\u9fff\uff1a]", chinese), key
         assert not re.search("[\u4e00-\u9fff]", english), key
 
 

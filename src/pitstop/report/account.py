@@ -51,7 +51,9 @@ def attempts(run: Run) -> list[Attempt]:
     for number_, lines in sorted(events.items(), reverse=True):
         before = events.get(number_ - 1)
         until = begins.get(number_ + 1)
-        attempt = _attempt(number_, lines, before, _evaluations(run.evals, begins[number_], until), later, run)
+        attempt = _attempt(
+            number_, lines, before, _evaluations([*run.evals, *run.judged], begins[number_], until), later, run
+        )
         later = attempt.first if later is None else min(later, attempt.first if attempt.first is not None else later)
         found.append(attempt)
     return found[::-1]

@@ -148,7 +148,7 @@ def reliability(calibration: Calibration, text: Text) -> Figure:
         axes.yaxis.set_major_formatter(PERCENT)
         axes.xaxis.set_major_formatter(PERCENT)
     upper.set_ylim(0, 1.02)
-    lower.yaxis.set_major_locator(MaxNLocator(2))
+    lower.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
     return figure
 
 

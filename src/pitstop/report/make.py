@@ -9,8 +9,8 @@ from typing import Any
 
 from pitstop import __version__
 from pitstop.errors import UserError
-from pitstop.files import new_directory, write_atomic, write_json
-from pitstop.report import account, page
+from pitstop.files import clear_leftovers, new_directory, write_atomic, write_json
+from pitstop.report import account, page, results
 from pitstop.report.read import Predictions, Run, read, read_predictions
 from pitstop.report.words import Language, Words
 
@@ -41,11 +41,15 @@ def make(path: Path, language: Language = "en") -> Path:
     """The report of the run in the directory `path`; returns the path of report.html.
 
     Raises:
-        UserError: config.json is damaged.
+        UserError: config.json is damaged, or the report has no place.
     """
     run, words = read(path), Words(language)
     folder = path / "report"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+        clear_leftovers(folder)
+    except OSError as error:
+        raise UserError(f"the report would lie in {folder}, which cannot be written: {error.strerror}") from error
     predictions, no_predictions = _predictions(run, words)
     scored = scores(predictions.logits_NK, predictions.labels_N) if predictions else None
     attempts, totals, exact = account.attempts(run), account.totals(run), account.exact(run)
@@ -56,6 +60,7 @@ def make(path: Path, language: Language = "en") -> Path:
             context |= _scored(run, predictions, scored, drawn, words)
         if attempts:
             drawn.draw("minutes", partial(figures.minutes, attempts), words("time_title"))
+    table = results.results(run, predictions, scored, words)
     many = len(attempts) > figures.ROWS_UP_TO
     context |= {
         "time_caption": words("time_total_caption" if many else "time_caption", count=len(attempts)),
@@ -63,12 +68,14 @@ def make(path: Path, language: Language = "en") -> Path:
         "scored": scored is not None,
         "figures": drawn.inline,
         "fonts_missing": drawn.press.lacks_font,
+        "letters_missing": drawn.press.lacks_letters and not drawn.press.lacks_font,
+        "numbered": drawn.press.lacks_letters or bool(scored and len(scored.confusion_KK) > figures.NAMES_UP_TO),
         "made": words("made", version=__version__, path=path),
         **page.head(run, attempts, totals, scored, words),
-        **page.results(run, predictions, scored, words),
+        **table,
         **page.time_and_money(run, attempts, totals, words),
         **page.repeat(run, attempts, exact, words),
-        "sections": _sections(scored is not None, bool(attempts)),
+        "sections": _sections(bool(table["results"]), scored is not None, bool(attempts)),
     }
     write_json(folder / "summary.json", _summary(run, predictions, scored, attempts, totals, exact))
     write_atomic(folder / "report.html", _html(context).encode(errors="replace"))  # names need not be Unicode
@@ -209,7 +216,7 @@ def _html(context: dict[str, Any]) -> str:
     return environment.from_string(template).render(context | {"css": Markup(css), "figures": trusted})
 
 
-def _sections(scored: bool, attempts: bool) -> list[str]:
+def _sections(told: bool, scored: bool, attempts: bool) -> list[str]:
     """Those of the page, in its order."""
     of_predictions = ["errors", "confidence", "pictures"] if scored else []
-    return ["results", "learning", *of_predictions, *(["time"] if attempts else []), "repeat"]
+    return [*(["results"] if told else []), "learning", *of_predictions, *(["time"] if attempts else []), "repeat"]

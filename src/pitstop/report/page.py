@@ -36,10 +36,10 @@ def money(run: Run, cost: float) -> str:
     return f"{cost:.2f}{SPACE}{run.status.get('currency', '')}".strip()
 
 
-def machine(shape: dict[str, Any]) -> str:
+def machine(shape: dict[str, Any], words: Words) -> str:
     """`2 x NVIDIA A10G, bf16, torch 2.14.1, CUDA 13.0`"""
     device = str(shape.get("device", "?"))
-    threads = f", {shape['threads']} threads" if shape.get("threads") else ""
+    threads = f", {words('threads', count=shape['threads'])}" if shape.get("threads") else ""
     cuda = f", CUDA {shape['cuda']}" if shape.get("cuda") else ""
     processes = f"{shape['processes']} x " if shape.get("processes", 1) != 1 else ""
     return f"{processes}{device}{threads}, {shape.get('precision', '?')}, torch {shape.get('torch', '?')}{cuda}"
@@ -98,14 +98,16 @@ def _classes(definition: dict[str, Any]) -> int | str:
 def _last_machine(attempts: Sequence[Attempt], words: Words) -> str:
     shape = next((attempt.shape for attempt in reversed(attempts) if attempt.shape), None)
     gap = "" if words.language == "zh" else " "
-    return gap + words("machine_was", machine=machine(shape)) if shape else ""
+    return gap + words("machine_was", machine=machine(shape, words)) if shape else ""
 
 
 def _headline(
     run: Run, attempts: Sequence[Attempt], totals: Context, scores: Scores | None, words: Words
 ) -> list[Context]:
     told = accuracy(run, scores)
-    note = words("interval") + f": {interval(scores.hits, scores.images)}" if scores else words("so_far")
+    note = (
+        words("told", name=words("interval"), value=interval(scores.hits, scores.images)) if scores else words("so_far")
+    )
     priced = bool(totals["price"])
     return [
         {"name": words("accuracy"), "value": DASH if told is None else percent(told), "note": note},
@@ -126,36 +128,6 @@ def _headline(
 def accuracy(run: Run, scores: Scores | None) -> float | None:
     """Of the predictions, which the rest of the report is about; else of the last evaluation."""
     return scores.accuracy if scores else run.result.get("accuracy")
-
-
-def results(run: Run, predictions: Predictions | None, scores: Scores | None, words: Words) -> Context:
-    """The table of figures; what the run itself has written stands below what was computed here."""
-    rows: list[tuple[str, str, str]] = []  # name, value, interval
-    if scores:
-        images, top5 = scores.images, scores.top5
-        rows.append((words("accuracy"), percent(scores.accuracy), interval(scores.hits, images)))
-        if top5 is not None:
-            rows.append((words("top5"), percent(top5), interval(top5 * images, images)))
-        rows.append((words("loss"), f"{scores.loss:.4f}", ""))
-        for name, share in scores.classes.macro().items():
-            rows.append((f"{words('macro')}: {words(name)}", percent(share), ""))
-        rows.append((words("ece"), percent(scores.calibration.error), ""))
-        if scores.auc is not None:
-            rows.append((words("auc"), f"{scores.auc:.4f}", ""))
-    told = {"accuracy", "loss", "macro_recall", "macro_f1"} if scores else set()
-    for name, value in run.result.items():
-        if name not in told:
-            rows.append((name, f"{value:.4f}" if "loss" in name else percent(value), ""))
-    evaluated = ""
-    if predictions and scores:
-        evaluated = words(
-            "evaluated_last" if predictions.weights == "last" else "evaluated_on",
-            weights=predictions.weights,
-            step=predictions.step,
-            images=f"{scores.images:,}",
-            split=words(predictions.split) if predictions.split in ("test", "val") else predictions.split,
-        )
-    return {"results": rows, "evaluated": evaluated}
 
 
 def errors(predictions: Predictions, scores: Scores, words: Words) -> Context:
@@ -225,7 +197,9 @@ def time_and_money(run: Run, attempts: Sequence[Attempt], totals: Context, words
 def repeat(run: Run, attempts: Sequence[Attempt], exact: Exact, words: Words) -> Context:
     """Command, settings, machines: what someone needs who wants to see it again."""
     shape = next((attempt.shape for attempt in reversed(attempts) if attempt.shape), {})
-    by_machine = groupby(attempts, lambda attempt: machine(attempt.shape) if attempt.shape else words("did_not_train"))
+    by_machine = groupby(
+        attempts, lambda attempt: machine(attempt.shape, words) if attempt.shape else words("did_not_train")
+    )
     return {
         "command": again.command(run.about, int(shape.get("processes", 1))),
         "folder": run.about.get("folder", "?"),

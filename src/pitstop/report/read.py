@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pitstop.clocks import WALL_CLOCK_FIELDS
 from pitstop.errors import UserError
 from pitstop.files import read_json, read_lines
 from pitstop.rundir import RunDirectory
@@ -24,6 +25,7 @@ class Run:
         about: config.json.
         status: status.json; where it cannot be read, what events.jsonl and config.json know of it.
         train, evals: the rows of metrics.jsonl, by kind.
+        judged: those of the evaluation at the end, on "test" or "val"; the curves are of other images.
         card: model.json of `weights`.
         weights: "final", "best", or "" where neither is there.
         damaged: the files that are missing or cannot be read, by name, and what is wrong with them.
@@ -34,6 +36,7 @@ class Run:
     status: dict[str, Any]
     train: list[Row]
     evals: list[Row]
+    judged: list[Row]
     events: list[Row]
     card: dict[str, Any]
     weights: str
@@ -59,7 +62,7 @@ class Run:
         return {name: value for name in last if name not in NOT_FIGURES and (value := number(last, name)) is not None}
 
 
-NOT_FIGURES = ("kind", "step", "epoch", "seconds", "time")
+NOT_FIGURES = ("kind", "step", "epoch", *WALL_CLOCK_FIELDS)
 
 
 def number(row: Row, name: str) -> float | None:
@@ -75,7 +78,7 @@ def read(path: Path) -> Run:
     directory = RunDirectory(path)
     about, status, events = directory.config(), directory.status(), directory.events()
     rows = [row for row in read_lines(path / "metrics.jsonl") if isinstance(row.get("step"), int)]
-    by_kind = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("train", "eval")}
+    by_kind = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("train", "eval", "val", "test")}
     cards = {weights: _card(path / weights / "model.json") for weights in ("final", "best")}
     weights = next((name for name, card in cards.items() if card), "")
     return Run(
@@ -84,6 +87,7 @@ def read(path: Path) -> Run:
         status=status or _status(events, about.get("config")),
         train=by_kind["train"],
         evals=by_kind["eval"],
+        judged=by_kind["val"] + by_kind["test"],
         events=events,
         card=cards.get(weights, {}),
         weights=weights,

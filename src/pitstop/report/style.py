@@ -78,6 +78,13 @@ def cjk_font() -> str | None:
     return None
 
 
+def _letters(families: Iterable[str]) -> set[str]:
+    """Those that these fonts can draw; what is not seen is drawn by none."""
+    paths = [font_manager.findfont(family) for family in families]
+    seen = {chr(code) for path in paths for code in font_manager.get_font(path).get_charmap()}
+    return seen | {"\n", "\t", "\r"}
+
+
 Draw = Callable[[Text], Figure]
 
 
@@ -87,17 +94,23 @@ class Press:
     Attributes:
         whole: for the page, whose words the browser draws.
         safe: for the files: in English, with numbers for names, where this machine has no font for the others.
+        lacks_font: for Chinese; lacks_letters: of the names of the classes.
     """
 
     def __init__(self, folder: Path, words: Words, classes: tuple[str, ...]) -> None:
         self._folder = folder
-        foreign = any(CJK.search(name) for name in classes)
-        needed = foreign or words.language == "zh"
+        needed = words.language == "zh" or any(CJK.search(name) for name in classes)
         self._font = cjk_font() if needed else None
         self.whole = Text(words, classes)
         self.lacks_font = needed and self._font is None
-        numbered = tuple(str(index) for index in range(len(classes))) if foreign else classes
-        self.safe = Text(Words("en"), numbered) if self.lacks_font else self.whole
+        self.lacks_letters = not set("".join(classes)) <= _letters(
+            ["DejaVu Sans", *([self._font] if self._font else [])]
+        )
+        if self.lacks_font or self.lacks_letters:
+            numbered = tuple(str(index) for index in range(len(classes))) if self.lacks_letters else classes
+            self.safe = Text(Words("en") if self.lacks_font else words, numbered)
+        else:
+            self.safe = self.whole
 
     def files(self, name: str, draw: Draw, kinds: Iterable[str] | None = None) -> None:
         """<name>.svg, .pdf and .png, or some of these."""

@@ -6,6 +6,8 @@ from typing import Literal
 Language = Literal["en", "zh"]
 
 WORDS: dict[str, tuple[str, str]] = {
+    "told": ("{name}: {value}", "{name}：{value}"),
+    "threads": ("{count} threads", "{count} 个线程"),
     # the head
     "report": ("Training report", "训练报告"),
     "contents": ("Contents", "目录"),
@@ -74,6 +76,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "value": ("Value", "数值"),
     "loss": ("Loss", "损失"),
     "macro": ("Mean over classes", "各类平均"),
+    "accuracy_mirror": ("Accuracy, mean with the mirror image", "准确率（含镜像平均）"),
+    "accuracy_mirror_shift": ("Accuracy, mean with mirrored and shifted images", "准确率（含镜像与平移平均）"),
     "top5": ("Top-5 accuracy", "前五准确率"),
     "ece": ("Expected calibration error", "期望校准误差 (ECE)"),
     "auc": ("Area under the ROC curve", "ROC 曲线下面积 (AUC)"),
@@ -112,6 +116,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "no_errors": ("There is not one mistake.", "没有一个错误。"),
     "class_title": ("Each class", "各类指标"),
     "class_name": ("Class", "类别"),
+    "class_number": ("Number", "编号"),
     "precision": ("Precision", "精确率"),
     "recall": ("Recall", "召回率"),
     "f1": ("F1", "F1"),
@@ -121,6 +126,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "the classes; in this page the browser's own fonts draw them. To change it: apt-get install fonts-noto-cjk.",
         "本机没有可用的中文字体：figures/ 中的图片文件使用英文并以编号代替类别；本页文字由浏览器字体显示。"
         "安装字体即可：apt-get install fonts-noto-cjk。",
+    ),
+    "letters_missing": (
+        "The fonts of the figures lack letters of the class names: the files in figures/ number the classes; in this "
+        "page the browser's own fonts draw them.",
+        "图片所用字体缺少类别名称中的字符：figures/ 中的图片文件以编号代替类别；本页文字由浏览器字体显示。",
     ),
     "roc_title": ("ROC curve", "ROC 曲线"),
     "roc_caption": ("Looking for “{positive}”: area {auc}.", "以“{positive}”为正类：面积 {auc}。"),
