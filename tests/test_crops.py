@@ -117,15 +117,20 @@ def test_images_that_no_crop_fits_give_their_centre(height: int, width: int) -> 
 
 
 def test_crop_resize_and_flip_are_torchvisions() -> None:
+    """To the last bit or, in torch 2.6, where its order of channels decides how a half is rounded, to one of 255."""
+
+    def alike(one: Tensor, other: Tensor) -> bool:
+        return (one.int() - other.int()).abs().max().item() <= 1
+
     image, crop = photo(), RandomCrop(24, 9, augment="none")
     flips = 0
     for p in range(200):
         box = crop_box(60, 80, 0.35, lambda lane, p=p: draw(9, p, lane))  # type: ignore[misc]
         expected = functional.resized_crop(image, *box, size=[24, 24], antialias=True)
         got = crop(image, p)
-        mirrored = torch.equal(got, functional.horizontal_flip(expected))
+        mirrored = alike(got, functional.horizontal_flip(expected))
         flips += mirrored
-        assert mirrored or torch.equal(got, expected)
+        assert mirrored or alike(got, expected)
     assert 70 < flips < 130  # 100, and three standard deviations are 21
 
 
