@@ -242,6 +242,13 @@ def test_broken_files_are_skipped_and_named(files: Files, name: str, tmp_path: P
     assert photos.train.fingerprint == clean.train.fingerprint
 
 
+def test_every_broken_file_is_named(tmp_path: Path) -> None:
+    bad = {f"train/z/bad {i}.jpg": b"bad" for i in range(12)}
+    said = Said()
+    load(tree_of({**some_files(60), **bad}, tmp_path / "tree"), said)
+    assert [line.split(":")[0].strip() for line in said if line.startswith("  ")] == sorted(bad)
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_member_is_named(files: Files, compression: int, tmp_path: Path) -> None:
     """One bit, in the middle of the pixels: the image would be decoded, and be another."""

@@ -118,18 +118,18 @@ def content_key(layout: Layout, *of: Any) -> str:
 
 
 def report_skipped(skipped: Mapping[str, str], num_files: int, path: Path, say: Callable[[str], None]) -> list[str]:
-    """Says which files (name -> reason) are skipped, and returns it in a few words.
+    """Says which files (name -> reason) are skipped, all of them, and returns it in a few words.
 
     Raises:
         UserError: more than a tenth of all are.
     """
     if not skipped:
         return []
-    named = [f"{name}: {skipped[name]}" for name in sorted(skipped)[:NUM_NAMED]]
+    named = [f"{name}: {skipped[name]}" for name in sorted(skipped)]
     if len(skipped) > MAX_SKIPPED_SHARE * num_files:
         raise UserError(
             f"{path}: {len(skipped):,} of {num_files:,} image files cannot be used, more than a tenth:\n  "
-            + "\n  ".join(named)
+            + "\n  ".join(named[:NUM_NAMED])
             + "\nRemove or replace them."
         )
     say(f"Skipped {len(skipped):,} of {num_files:,} image files:")
