@@ -133,6 +133,7 @@ def _cached(cfg: Any) -> Path | None:
 def _from_hub(hub_id: str, file_name: str | None, arrival: Arrival) -> Path:
     """Raises DownloadError; OSError if the cache cannot be written."""
     repository, revision = _split(hub_id)
+    arrival.say(f"Asking {constants.ENDPOINT} for {repository}.")
     for name in _names(file_name):
         url = f"{constants.ENDPOINT}/{repository}/resolve/{revision}/{name}"
         if (found := look_up(url, arrival.say)) is not None:
