@@ -193,6 +193,15 @@ def test_refused_in_words(change: Callable[[Files], Files], words: str, tmp_path
         load(tree_of(change(some_files(4, "val", "test")), tree))
 
 
+def test_an_archive_that_lies_in_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "my data").mkdir()
+    zip_of(some_files(4), tmp_path / "my data" / "photos.zip")
+    with pytest.raises(
+        UserError, match=r"found no folder, but photos\.zip: did you mean --data '.*/my data/photos\.zip'\?"
+    ):
+        load(tmp_path / "my data")
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     for spec in (tmp_path / "none", tmp_path / "none.zip"):
         with pytest.raises(UserError, match="There is no folder or archive"):
