@@ -188,13 +188,13 @@ def test_a_hub_that_stays_busy_is_left_soon(cache: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_a_socket_that_never_answers_costs_less_than_ten_seconds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a process's start and the imports, which take up to 4 s on a slow machine."""
+    """With the start of a process and its imports, which took 5.2 s here when cold."""
     begun = time.monotonic()
     with deaf() as base:
         monkeypatch.setattr(constants, "ENDPOINT", base)
         with pytest.raises(UserError) as caught:
             find()
-    assert time.monotonic() - begun < 10 - 4
+    assert time.monotonic() - begun < 10 - 5.2
     for part in (base, "no answer", "HF_ENDPOINT=https://hf-mirror.com", "--weights FILE", "--weights none"):
         assert part in str(caught.value)
     assert "pitstop fetch test_resnet" in str(caught.value)

@@ -18,7 +18,7 @@ from pitstop.download.checksum import Checksum
 from pitstop.errors import UserError
 from pitstop.locks import exclusive
 
-ANSWER_SECONDS = 5.0  # for all mirrors together, until one answers: with the imports before it less than 10 s
+ANSWER_SECONDS = 4.0  # for all mirrors together, until one answers: with a cold start of torch less than 10 s
 MAX_RETRIES = 4  # in a row that bring less than ENOUGH_BYTES
 FIRST_RETRIES = 2  # before the first byte: a person waits for the error
 MAX_ANEW = 3  # times that what is there cannot be continued
