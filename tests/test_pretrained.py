@@ -14,7 +14,7 @@ from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import save
 from timm.models._hub import has_hf_hub
 
-from pitstop import pretrained
+from pitstop import pretrained, weights
 from pitstop.download import hub, transfer
 from pitstop.errors import UserError
 
@@ -211,6 +211,16 @@ def test_a_dry_run_asks_nobody_and_writes_nothing(cache: Path, server: tuple[Hub
     assert find(said, may_write=False) is None
     assert (server[1], cache.exists()) == ([], False)
     assert REPOSITORY in said[0]
+
+
+def test_they_are_hashed_once(cache: Path, server: tuple[Hub, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are found, which refuses a damaged file; then they are not read for it again."""
+    find()
+    monkeypatch.setattr(weights, "digest", lambda *_: pytest.fail("hashed again"))
+    model = timm.create_model(MODEL)
+    about = weights.bring(model, "pretrained", name=MODEL, may_write=True, say=lambda _: None)
+    digest = hashlib.sha256(server[0].files["model.safetensors"]).hexdigest()
+    assert about == {"weights": REPOSITORY, "sha256": digest}
 
 
 def test_a_damaged_blob_is_named(cache: Path, server: object) -> None:

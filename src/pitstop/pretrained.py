@@ -75,6 +75,12 @@ def find(model: str, *, may_write: bool, say: Callable[[str], None], arrival: Ar
         raise UserError(f"The weights {name} cannot be kept: {error}. Set HF_HOME to a folder for them.") from error
 
 
+def verified(file: Path) -> str:
+    """The SHA-256 of what `find` has returned, which it has compared with the name of the blob; "": another name."""
+    name = file.resolve().name
+    return name if SHA256.fullmatch(name) else ""
+
+
 def tagged(model: str) -> Any:
     """timm's PretrainedCfg of a model that timm has; None: timm has no weights for it.
 

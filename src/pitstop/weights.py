@@ -62,10 +62,10 @@ def bring(model: nn.Module, spec: str, *, name: str, may_write: bool, say: Calla
     if spec != "pretrained":
         report = load(model, Path(spec).expanduser(), say=say)
         return {"weights": report.file.name, "sha256": report.sha256}
-    file = pretrained.find(name, may_write=may_write, say=say)
-    if file is None:
+    if (file := pretrained.find(name, may_write=may_write, say=say)) is None:
         return {"weights": pretrained.source(name), "sha256": "not here yet"}
-    return {"weights": pretrained.source(name), "sha256": load(model, file, say=say).sha256}
+    known = pretrained.verified(file)
+    return {"weights": pretrained.source(name), "sha256": load(model, file, say=say, sha256=known).sha256}
 
 
 def normalisation(spec: str, *, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -90,13 +90,14 @@ def stem(wanted: str, spec: str) -> str:
     return by_size if card.get("stem", "auto") == "auto" else str(card["stem"])
 
 
-def load(model: nn.Module, source: Path, *, say: Callable[[str], None]) -> Report:
+def load(model: nn.Module, source: Path, *, say: Callable[[str], None], sha256: str = "") -> Report:
     """Loads the weights at `source` into `model`: its tensors of the same name and shape.
 
     A first convolution for 3 channels is made to fit 1, and the other way round. What does not fit keeps what it was
     initialised with and is said: a head of another size, say.
 
     Args:
+        sha256: of the file, where it is known already.
         source: .safetensors; .pth, .pt or .bin of timm or torchvision; `final/` or `best/` of a run; or the run, of
             which `best/` is taken, else `final/`.
 
@@ -119,7 +120,7 @@ def load(model: nn.Module, source: Path, *, say: Callable[[str], None]) -> Repor
         )
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
     unused = [key for key in state if key not in own or key in fresh]
-    report = Report(file, digest(file, "sha256"), *map(tuple, (loaded, fresh, unused, adapted)))
+    report = Report(file, sha256 or digest(file, "sha256"), *map(tuple, (loaded, fresh, unused, adapted)))
     _tell(report, own, state, say)
     return report
 
