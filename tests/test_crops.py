@@ -15,7 +15,6 @@ from torchvision.transforms.v2 import functional
 
 from pitstop import crops
 from pitstop.crops import RandomCrop, crop_box
-from pitstop.errors import UserError
 from pitstop.randomness import draw, draws
 
 
@@ -249,11 +248,3 @@ def test_none_still_crops_and_one_channel_is_enough() -> None:
         for p in range(30):
             grey = RandomCrop(24, 0, augment=augment)(photo(channels=1), p)  # type: ignore[arg-type]
             assert (grey.dtype, tuple(grey.shape)) == (torch.uint8, (1, 24, 24))
-
-
-def test_what_cannot_be_is_said() -> None:
-    with pytest.raises(UserError, match="--augment heavy: one of none, light, strong was expected"):
-        RandomCrop(24, 0, augment="heavy")  # type: ignore[arg-type]
-    for scale in (0.0, 1.5, -1.0, math.nan):
-        with pytest.raises(UserError, match=r"--min_scale .*: a share of the image's area was expected"):
-            RandomCrop(24, 0, min_scale=scale)
