@@ -32,7 +32,7 @@ def with_model(run: Path) -> Path:
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     for seed, accuracy in enumerate((0.90, 0.92, 0.97)):
-        finished(tmp_path / f"small-{seed}", accuracy, seed=seed)
+        finished(tmp_path / f"small-{seed}", accuracy, seed=seed, lr_note="no")
     finished(tmp_path / "large", 0.95, model="resnet34", lr_note="a|b")
     return tmp_path
 
@@ -50,7 +50,7 @@ def test_seeds_are_one_row(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert float(small["images_per_second"]) == 135, "the median of 110 .. 160"
     assert float(small["paid_seconds"]) == 80
     assert float(small["cost"]) == pytest.approx(0.08)
-    assert (small["model"], large["model"]) == ("resnet18 lr_note=None", "resnet34 lr_note=a|b")
+    assert (small["model"], large["model"]) == ("resnet18 lr_note=no", "resnet34 lr_note=a|b")
 
 
 def test_markdown(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,12 +60,12 @@ def test_markdown(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1, "every row has as many cells"
     assert "| 93.00 ± 3.61 % |" in lines[2]
     assert r"lr\_note=a\|b" in lines[3]
-    assert "0:01:20 | 0.08 CNY |" in lines[2]
+    assert "1:20 | 0.08 CNY |" in lines[2]
     assert "no final/ or best/ yet" in text
 
 
 def test_latex(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finished(runs / "odd", 0.5, model=r"50%_\x^2~{$}&#<>")
+    finished(runs / "odd", 0.5, lr_note="no", model=r"50%_\x^2~{$}&#<>")
     compare.command(["small-0", "odd", "--format=latex", "--runs_dir", str(runs)])
     text = capsys.readouterr().out
     escaped = r"50\%\_\textbackslash{}x\textasciicircum{}2\textasciitilde{}\{\$\}\&\#\textless{}\textgreater{}"
@@ -128,7 +128,7 @@ def test_a_damaged_model_is_named(runs: Path) -> None:
 
 
 def test_runs_that_are_not_done(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(runs / "going", status={"state": "running", "result": None, "price": 0}, seed=9)
+    write_run(runs / "going", status={"state": "running", "result": None, "price": 0}, seed=9, lr_note="no")
     compare.command(["small-0", "small-0", "going", "--runs_dir", str(runs)])
     row = capsys.readouterr().out.splitlines()[2]
     assert "| 2 (1 unfinished) | 90.00 % |" in row, "80 % is that of an evaluation on the way"
@@ -146,6 +146,30 @@ def test_configs_that_differ_in_what_has_no_name(tmp_path: Path) -> None:
     assert [row.name for row in rows] == ["first", "second"]
 
 
+def test_accuracies_on_two_splits_have_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, (split, accuracy) in enumerate((("val", 0.8), ("test", 0.6), ("test", 0.7))):
+        write_run(tmp_path / str(seed), seed=seed, status={"split": split, "result": {"accuracy": accuracy}})
+    write_run(tmp_path / "going", seed=9, status={"state": "running", "split": "", "result": None})
+    names = ["1", "2", "0", "going", "--runs_dir", str(tmp_path)]
+    compare.command([*names, "--format", "csv"])
+    on_test, on_val = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (on_test["split"], on_test["runs"], on_test["unfinished"]) == ("test", "3", "1")
+    assert float(on_test["accuracy_mean"]) == pytest.approx(0.65)
+    assert (on_val["split"], on_val["runs"], float(on_val["accuracy_mean"])) == ("val", "1", 0.8)
+    assert (on_test["model"], on_val["model"]) == ("resnet18 split=test", "resnet18 split=val")
+    compare.command(names)
+    assert "On val, which has chosen the weights, not on a test set: resnet18 split=val." in capsys.readouterr().out
+
+
+def test_names_have_what_all_configs_have_and_what_tells(tmp_path: Path) -> None:
+    first, second = {"stem": "small", "log_every": 10, "lr": 0.1}, {"log_every": 50, "lr": 0.2}
+    runs = [read(write_run(tmp_path / name, **more)) for name, more in (("first", first), ("second", second))]
+    assert [row.name for row in compare.compare(runs)] == ["resnet18 lr=0.1", "resnet18 lr=0.2"]
+    first.pop("lr")
+    runs = [read(write_run(tmp_path / name, **more)) for name, more in (("a/run", first), ("b/run", second))]
+    assert [row.name for row in compare.compare(runs)] == [str(tmp_path / "a/run"), str(tmp_path / "b/run")]
+
+
 def test_the_figure(runs: Path) -> None:
     compare.command(words(runs, "--figure", str(runs / "figures")))
     assert sorted(path.name for path in (runs / "figures").iterdir()) == [
@@ -153,6 +177,19 @@ def test_the_figure(runs: Path) -> None:
         "accuracy.png",
         "accuracy.svg",
     ]
+
+
+def test_labels_of_the_figure_that_are_equal_when_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, ...]] = []
+    monkeypatch.setattr("pitstop.report.style.Press.files", lambda press, name, draw: seen.append(press.whole.classes))
+    for name, lr in (("first", 1), ("second", 2)):
+        write_run(tmp_path / name, data="x" * 50, lr=lr, note=f"{'y' * 50}{lr}")
+    compare._draw(compare.compare([read(tmp_path / name) for name in ("first", "second")]), tmp_path)
+    for name in ("first", "second"):
+        write_run(tmp_path / f"{name} long", note=f"{'y' * 50}{name}")
+    compare._draw(compare.compare([read(tmp_path / f"{name} long") for name in ("first", "second")]), tmp_path)
+    assert seen == [("resnet18 lr=1 note=" + "y" * 50 + "1", "resnet18 lr=2 note=" + "y" * 50 + "2"),
+                    ("first long", "second long")]  # fmt: skip
 
 
 def test_wrong_words(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,18 @@ def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cells(table["metrics"])[1] == "finished"
 
 
+def test_a_run_whose_status_is_damaged_has_begun(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "status.json").write_text("{torn")
+    seen = status.look(run)
+    assert (seen.state, seen.step, seen.total_steps, seen.accuracy) == ("killed", 60, 60, 0.8)
+    assert seen.words == "status.json is damaged or missing, and no process is at it"
+    (run / "metrics.jsonl").unlink()
+    assert status.look(run).state == "not begun"
+    (run / "checkpoints" / "step-00000016").mkdir(parents=True)
+    assert status.look(run).state == "killed"
+
+
 def test_a_torn_last_row(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", status={"state": "running", "result": None})
     with open(run / "metrics.jsonl", "a") as file:

@@ -10,7 +10,7 @@ from faults.harness import Job, Warm
 from wandb_server import WandbServer
 
 from pitstop.curves import Target
-from pitstop.errors import RunInUseError
+from pitstop.errors import RunInUseError, UserError
 from pitstop.sync import sync
 
 SCRIPT = "import sys; from pitstop.sync import command; sys.exit(command(sys.argv[1:]))"
@@ -54,6 +54,27 @@ def test_nothing_to_send_asks_nobody(run: Path, capsys: pytest.CaptureFixture[st
     write(run, 5, 0)
     assert sync(run, Target()) == 0
     assert "nothing to upload yet" in capsys.readouterr().out
+
+
+def test_a_config_that_says_too_little_is_named(run: Path) -> None:
+    write(run, 5, 5)
+    (run / "config.json").write_text(json.dumps({"definition": {}}))
+    with pytest.raises(UserError, match=r"config\.json is damaged, or of another pitstop \(KeyError: 'wandb_id'\)"):
+        sync(run, Target())
+
+
+@pytest.mark.slow
+def test_a_line_that_is_no_row_stops_nothing(run: Path, go: Callable[..., Job]) -> None:
+    write(run, 9, 9)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join([*lines[:3], b'{"kind": "tr\n', b"\n", *lines[3:]]))
+    (run / "status.json").write_text(json.dumps({"state": "finished", "restart": "never"}))
+    with WandbServer() as server:
+        for new in (9, 0):
+            job = go(server)
+            assert job.codes == [0], job.text
+            assert f"W&B has all 9 rows, {new} of them new" in job.text
+        assert [row["global_step"] for row in server.run().rows] == list(range(9))
 
 
 def test_not_while_another_process_sends(run: Path, warm: Warm, tmp_path: Path) -> None:

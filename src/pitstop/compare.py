@@ -1,12 +1,8 @@
 """`pitstop compare RUN RUN...`: a table of what runs have come to, those that differ only in their seed as one row."""
 
-import csv
-import io
-import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +10,15 @@ from pitstop.errors import FINISHED, UserError
 from pitstop.files import canonical_json
 from pitstop.report import account
 from pitstop.report.read import Run, number, read
+from pitstop.report.table import Compared, as_csv, latex, markdown
 from pitstop.runs import Flags, find_run
 
 OF_THE_SEED = ("seed",)
 NAMED_FIRST = ("model", "data", "recipe")
-NOT_NAMED = ("code", "data_set")  # long, and told by other fields
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$])")
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-         ">": r"\textgreater{}", "[": "{[}", "*": "{*}",  # behind \\ these two would be its arguments
-         **{letter: f"\\{letter}" for letter in "&%$#_{}"}}  # fmt: skip
+NOT_NAMED = (  # long and told by other fields, or without effect on the weights
+    *("code", "data_set"),
+    *("log_every", "eval_every"),
+)
 
 
 class Compare(Flags):
@@ -60,65 +56,48 @@ def command(argv: Sequence[str]) -> int:
     return FINISHED
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Runs of one config: a row of the table. A figure that is not known is None.
-
-    Attributes:
-        name: the fields in which it differs from the others.
-        runs: how many there are; unfinished: those of them that are not done.
-        accuracies: shares, of those that are done; of all, where none is.
-        flops: of the forward pass of one image.
-        paid_seconds, cost: means over the runs.
-    """
-
-    name: str
-    runs: int
-    unfinished: int
-    accuracies: list[float]
-    parameters: int | None
-    flops: int | None
-    images_per_second: float | None
-    latency_seconds: float | None
-    paid_seconds: float
-    cost: float | None
-    currency: str
-    complaint: str  # why the model was not measured
-
-    @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.accuracies) if self.accuracies else None
-
-    @property
-    def deviation(self) -> float | None:
-        """Of the sample (n - 1)."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
-
-
 def compare(runs: Sequence[Run], latency: bool = False) -> list[Compared]:
     """A row for each config, in the order in which they are first named."""
-    groups: dict[str, list[Run]] = {}
+    configs: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(canonical_json(_without_seed(run)), []).append(run)
-    names = _names([group[0] for group in groups.values()])
-    return [_row(name, group, latency) for name, group in zip(names, groups.values(), strict=True)]
+        configs.setdefault(canonical_json(_without_seed(run)), []).append(run)
+    groups = [group for config in configs.values() for group in _by_split(config)]
+    names = _names([group[0] for group in groups], [_split(group) for group in groups])
+    return [_row(name, group, latency) for name, group in zip(names, groups, strict=True)]
 
 
 def _without_seed(run: Run) -> dict[str, Any]:
     return {name: value for name, value in run.definition.items() if name not in OF_THE_SEED}
 
 
-def _names(firsts: Sequence[Run]) -> list[str]:
-    """By the fields in which the configs differ, the model always named; else by the names of the runs."""
-    definitions = [_without_seed(run) for run in firsts]
-    keys = list(dict.fromkeys([*NAMED_FIRST, *(key for definition in definitions for key in definition)]))
-    differ = [key for key in keys if key not in NOT_NAMED and len({repr(one.get(key)) for one in definitions}) > 1]
+def _split(group: Sequence[Run]) -> str:
+    """Of the first that is finished, and tells."""
+    told = (run.status.get("split") for run in group if run.status.get("state") == "finished")
+    return next((split for split in told if isinstance(split, str)), "")
+
+
+def _by_split(runs: Sequence[Run]) -> list[list[Run]]:
+    """Apart, since accuracies on different images have no mean. What was not judged yet goes with the first."""
+    splits = list(dict.fromkeys(filter(None, (_split([run]) for run in runs)))) or [""]
+    return [[run for run in runs if (_split([run]) or splits[0]) == split] for split in splits]
+
+
+def _names(firsts: Sequence[Run], splits: Sequence[str]) -> list[str]:
+    """By the fields that all configs have and in which they differ, the model always named; else by the names of the
+    runs."""
+    definitions = [
+        _without_seed(run) | ({"split": split} if split else {}) for run, split in zip(firsts, splits, strict=True)
+    ]
+    common = [key for key in dict.fromkeys([*NAMED_FIRST, *definitions[0]]) if all(key in one for one in definitions)]
+    differ = [key for key in common if key not in NOT_NAMED and len({repr(one[key]) for one in definitions}) > 1]
     shown = [key for key in differ if key not in ("model", "recipe")]
     names = [
-        " ".join([str(one.get("model", one.get("recipe", "?"))), *(f"{key}={_plain(one.get(key))}" for key in shown)])
+        " ".join([str(one.get("model", one.get("recipe", "?"))), *(f"{key}={_plain(one[key])}" for key in shown)])
         for one in definitions
     ]
-    return names if len(set(names)) == len(names) else [run.path.name for run in firsts]
+    for better in ([run.path.name for run in firsts], [str(run.path) for run in firsts]):
+        names = names if len(set(names)) == len(names) else better
+    return names
 
 
 def _plain(value: object) -> str:
@@ -142,6 +121,8 @@ def _row(name: str, group: Sequence[Run], latency: bool) -> Compared:
     speeds = [speed for run in group if (speed := _speed(run)) is not None]
     return Compared(
         name=name,
+        first=group[0].path.name,
+        split=_split(group),
         runs=len(group),
         unfinished=len(group) - len(done),
         accuracies=[run.result["accuracy"] for run in done or group if "accuracy" in run.result],
@@ -162,67 +143,6 @@ def _speed(run: Run) -> float | None:
     return statistics.median(speeds) if speeds else None
 
 
-def _told(value: float | None, form: Callable[[float], str]) -> str:
-    return "-" if value is None else form(value)
-
-
-HEADINGS = ("Model", "Runs", "Accuracy", "Parameters", "FLOPs", "Images/s", "Latency", "Paid time", "Cost")
-
-
-def _cells(row: Compared) -> list[str]:
-    """As people read them."""
-    spread = f" ± {100 * row.deviation:.2f}" if row.deviation is not None else ""
-    minutes, seconds = divmod(round(row.paid_seconds), 60)
-    return [
-        row.name,
-        f"{row.runs} ({row.unfinished} unfinished)" if row.unfinished else str(row.runs),
-        _told(row.mean, lambda mean: f"{100 * mean:.2f}{spread} %"),
-        _told(row.parameters, lambda count: f"{count / 1e6:.2f} M"),
-        _told(row.flops, lambda flops: f"{flops / 1e9:.3f} G"),
-        _told(row.images_per_second, lambda speed: f"{speed:,.0f}"),
-        _told(row.latency_seconds, lambda latency: f"{1000 * latency:.2f} ms"),
-        f"{minutes // 60}:{minutes % 60:02}:{seconds:02}",
-        _told(row.cost, lambda cost: f"{cost:.2f} {row.currency}"),
-    ]
-
-
-def markdown(rows: Sequence[Compared]) -> str:
-    def escaped(cell: str) -> str:
-        return MARKDOWN.sub(r"\\\1", " ".join(cell.split()))
-
-    lines = [
-        HEADINGS,
-        ["---", *["---:"] * (len(HEADINGS) - 1)],
-        *([escaped(cell) for cell in _cells(row)] for row in rows),
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def latex(rows: Sequence[Compared]) -> str:
-    """A tabular for the package booktabs."""
-
-    def escaped(cell: str) -> str:
-        text = "".join(LATEX.get(letter, letter) for letter in " ".join(cell.split()))
-        return text.replace("±", r"$\pm$")
-
-    body = [[escaped(cell) for cell in line] for line in (HEADINGS, *map(_cells, rows))]
-    table = [" & ".join(line) + r" \\" for line in body]
-    begin = rf"\begin{{tabular}}{{l{'r' * (len(HEADINGS) - 1)}}}"
-    return "\n".join([begin, r"\toprule", table[0], r"\midrule", *table[1:], r"\bottomrule", r"\end{tabular}", ""])
-
-
-def as_csv(rows: Sequence[Compared]) -> str:
-    """Plain numbers: shares, seconds. What is not known is empty."""
-    fields = ("parameters", "flops", "images_per_second", "latency_seconds", "paid_seconds", "cost", "currency")
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["model", "runs", "unfinished", "accuracy_mean", "accuracy_deviation", *fields])
-    for row in rows:
-        values = [getattr(row, name) for name in fields]
-        writer.writerow([row.name, row.runs, row.unfinished, row.mean, row.deviation, *values])
-    return file.getvalue()
-
-
 def notes(rows: Sequence[Compared], latency: bool) -> list[str]:
     """What must be said with the table."""
     lines = [
@@ -232,12 +152,14 @@ def notes(rows: Sequence[Compared], latency: bool) -> list[str]:
         from pitstop.report.measure import measured_on
 
         lines.append(f"Latency: median, one image at a time, fp32, {measured_on()}.")
+    if on_val := [row.name for row in rows if row.split == "val"]:
+        lines.append(f"On val, which has chosen the weights, not on a test set: {', '.join(on_val)}.")
     return lines + [row.complaint for row in rows if row.complaint]
 
 
 def _draw(rows: Sequence[Compared], folder: Path) -> None:
     try:
-        from pitstop.report.figures import accuracies
+        from pitstop.report.figures import LABEL_LENGTH, accuracies, literal
         from pitstop.report.style import Press
     except ImportError as error:
         raise UserError("the figure needs matplotlib: pip install 'pitstop[report]'") from error
@@ -246,5 +168,9 @@ def _draw(rows: Sequence[Compared], folder: Path) -> None:
     from pitstop.report.words import Words
 
     folder.mkdir(parents=True, exist_ok=True)
-    press = Press(folder, Words("en"), tuple(row.name for row in rows))
-    press.files("accuracy", partial(accuracies, [row.accuracies for row in rows]))
+    names = [row.name for row in rows]
+    if len({literal(name, LABEL_LENGTH) for name in names}) < len(names):
+        names = [row.first for row in rows]
+    press = Press(folder, Words("en"), tuple(names))
+    unfinished = [row.unfinished == row.runs for row in rows]
+    press.files("accuracy", partial(accuracies, [row.accuracies for row in rows], unfinished))

@@ -87,11 +87,14 @@ def look(run: Path) -> Glance:
     status, about = (_object(run / name, damaged) for name in ("status.json", "config.json"))
     words = ended(run, status)
     state = str(status.get("state", "")) if words else "running"
-    if words and state not in ("finished", "stopped", "failed"):
-        state = "killed" if state else "not begun"
     metrics = _bytes(run / "metrics.jsonl", damaged)
+    if words and state not in ("finished", "stopped", "failed"):
+        trained = bool(state or metrics or any((run / "checkpoints").glob("step-*")))
+        words = words if state or not trained else "status.json is damaged or missing, and no process is at it"
+        state = "killed" if trained else "not begun"
     row = _last(metrics, b'"kind": "eval"')
-    step, total = _number(status, "step"), _number(status, "total_steps")
+    at = status or _last(_bytes(run / "events.jsonl", damaged), b'"total_steps"')
+    step, total = _number(at, "step"), _number(at, "total_steps")
     config = about.get("config")
     return Glance(
         path=run,

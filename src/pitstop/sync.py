@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pitstop.curves import Target, covered_bytes, target_of, upload
-from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN
+from pitstop.curves import About, Rows, Target, covered_bytes, target_of, upload
+from pitstop.errors import FAILED, FINISHED, PERSON_DECIDES, START_AGAIN, UserError
 from pitstop.files import read_json
 from pitstop.rundir import Lock
 from pitstop.runs import RunFlags, flags_of
@@ -33,12 +33,17 @@ def command(argv: Sequence[str]) -> int:
 
 
 def sync(run: Path, target: Target) -> int:
-    """Raises RunInUseError if another process is sending the run's rows."""
+    """Raises RunInUseError if another process is sending the run's rows, UserError if config.json is damaged."""
     size = covered_bytes(run)
-    total = (run / "metrics.jsonl").read_bytes()[:size].count(b"\n") if size else 0
+    total = len(Rows(run / "metrics.jsonl", 0).up_to(size))
     if not total:
         print(f"{run.name}: nothing to upload yet; rows go out once a checkpoint covers them.")
         return FINISHED
+    try:
+        About.of(run)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{run / 'config.json'} is damaged, or of another pitstop ({why}): put it back.") from error
     lock = Lock(run / "curves")
     lock.path.parent.mkdir(exist_ok=True)
     lock.acquire(wait_seconds=0)

@@ -37,6 +37,20 @@ def test_what_is_not_covered_or_not_whole_waits(tmp_path: Path) -> None:
     assert Rows(tmp_path / "none.jsonl", 0).up_to(100) == []
 
 
+@pytest.mark.parametrize("first", [0, 2, 4])
+def test_lines_that_are_no_rows_are_passed_over_and_not_counted(tmp_path: Path, first: int) -> None:
+    path = tmp_path / "m.jsonl"
+    ends = []
+    for line in (b'{"kind": "train", "st', b"", b"[1]", b'"x"', b"{}", b"\xff", b'{"kind": "a"}'):
+        written(path, 1)
+        with open(path, "ab") as file:
+            file.write(line + b"\n")
+            ends.append(file.tell())
+    rows = Rows(path, first)
+    assert len(rows.up_to(ends[2])) == max(0, 3 - first)
+    assert len(rows.up_to(ends[-1])) == 4 - max(0, first - 3)
+
+
 def run_with(path: Path, state: str | None, covered: dict[int, int | None]) -> Path:
     """A run directory of 5 rows with checkpoints, step -> metrics_bytes (None: a damaged manifest)."""
     written(path / "metrics.jsonl", 5)

@@ -72,9 +72,22 @@ def test_exact_on_cuda_only_where_it_was_asked_for(tmp_path: Path) -> None:
     assert account.exact(read(write_run(tmp_path / "4", events=uninterrupted))).yes
 
 
+@pytest.mark.parametrize("damage", ["missing", "no start", "from the middle", "a broken line"])
+def test_whether_it_is_exact_is_not_known(tmp_path: Path, damage: str) -> None:
+    kept = {"no start": EVENTS[:1], "from the middle": EVENTS[6:]}.get(damage, EVENTS)
+    run = write_run(tmp_path / "run", events=kept)
+    if damage == "missing":
+        (run / "events.jsonl").unlink()
+    if damage == "a broken line":
+        text = (run / "events.jsonl").read_text()
+        (run / "events.jsonl").write_text(text.replace('"restore", ', '"restore" '))
+    assert account.exact(read(run)) == account.Exact(None)
+
+
 def test_whether_it_is_exact_is_told_at_once_after_many_restarts(tmp_path: Path) -> None:
     """Each attempt was once worked out anew at every restore: 28 s for 400 of them."""
-    lines = [event | {"attempt": number} for number in range(1, 301) for event in EVENTS if event["attempt"] == 3]
+    third = [event for event in EVENTS if event["attempt"] == 3]
+    lines = EVENTS + [event | {"attempt": number} for number in range(4, 301) for event in third]
     run = read(write_run(tmp_path / "run", events=lines))
     begun = time.process_time()
     assert account.exact(run).yes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import write_run
+from made_runs import EVENTS, write_run
 
 from pitstop.report import account, figures
 from pitstop.report.account import PARTS
@@ -28,6 +28,19 @@ def test_curves_and_their_stops(tmp_path: Path) -> None:
     for axes in (loss, accuracy):
         assert axes.lines[-1].get_xdata() == pytest.approx([16 / 30, 16 / 30])
     assert figures.learning_rate(run, [], TEXT).axes[0].lines[0].get_ydata()[0] == pytest.approx(0.175)
+
+
+def test_stops_at_the_beginning_and_behind_the_last_row(tmp_path: Path) -> None:
+    """Attempt 3 began anew at step 0, attempt 4 at 90, where the rows end at 60."""
+    anew = [event | ({"step": 0} if event["event"] == "start" else {}) for event in EVENTS]
+    later = {"event": "start", "attempt": 4, "up": 5.0, "step": 90, "shape": {}}
+    run = read(write_run(tmp_path / "run", events=[*anew, later]))
+    stopped = figures.stops(run, account.attempts(run))
+    assert stopped == pytest.approx([0.0, 3.0])
+    for axes in (*figures.curves(run, stopped, TEXT).axes, *figures.learning_rate(run, stopped, TEXT).axes):
+        low, high = axes.get_xlim()
+        assert (low, high) == (0, pytest.approx(3, abs=0.3))
+        assert high >= 3
 
 
 def test_counts_are_written_up_to_twenty_classes() -> None:
@@ -72,14 +85,21 @@ def test_reliability() -> None:
     upper, lower = figures.reliability(found, TEXT).axes
     assert upper.lines[1].get_xydata() == pytest.approx(np.array([(0.575, 1.0), (0.945, 0.5)]))
     assert [bar.get_height() for bar in lower.patches] == pytest.approx([0.5, 0.5])
+    even = calibration(np.linspace(0, 1, 1000), np.ones(1000, bool))
+    upper, lower = figures.reliability(even, TEXT).axes
+    assert (upper.get_ylim(), lower.get_ylim()[1]) == ((0, 1.02), pytest.approx(1 / 15, rel=0.1)), "bars fill it"
 
 
 def test_seeds_and_their_spread() -> None:
-    (axes,) = figures.accuracies([[0.9, 0.92, 0.97], [], [0.5]], TEXT).axes
+    (axes,) = figures.accuracies([[0.9, 0.92, 0.97], [], [0.5]], [False, False, True], TEXT).axes
     spread, dots, mean = axes.lines[:3]
     assert spread.get_xdata() == pytest.approx([0.93 - 0.036056, 0.93 + 0.036056], abs=1e-6)
     assert list(dots.get_xdata()) == [0.9, 0.92, 0.97]
     assert list(mean.get_xdata()) == pytest.approx([0.93])
+    assert (dots.get_markerfacecolor(), axes.lines[4].get_markerfacecolor()) == (dots.get_color(), "white")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c (unfinished)"]
+    (axes,) = figures.accuracies([[1.0], [1.0, 1.0], []], [False] * 3, TEXT).axes
+    assert axes.get_xlim()[1] == 1
 
 
 def test_long_names() -> None:

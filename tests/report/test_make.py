@@ -190,6 +190,42 @@ def test_not_exact_is_said(run: Path) -> None:
     assert "Exact: no, since attempt 3 (NVIDIA A10G, was NVIDIA A100)." in Page(make(run)).text
 
 
+def test_a_damaged_status_is_named_and_the_events_tell(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", currency="CNY")
+    (run / "status.json").write_text("{torn")
+    said = " ".join(Page(make(run)).text)
+    assert "status.json is damaged or missing" in said
+    assert "60 of 60 steps" in said
+    assert "The run is finished." in said
+    assert "3.6 CNY/h" in said
+    assert json.loads((run / "report" / "summary.json").read_text())["bill"]["cost"] == pytest.approx(0.08)
+    other = write_run(run.parent / "other", events=EVENTS[:4], currency="EUR")
+    (other / "status.json").unlink()
+    said = " ".join(Page(make(other)).text)
+    assert "The run is not finished: at step 32 of 60, last sign of life 2026-01-01 00:00:30." in said
+    assert "3.6 EUR/h" in said
+
+
+def test_damaged_lines_are_counted_and_named(run: Path) -> None:
+    for name in ("events.jsonl", "metrics.jsonl"):
+        with open(run / name, "a") as file:
+            file.write('{"torn\n[1]\n{"being written')
+    said = " ".join(Page(make(run)).text)
+    assert "events.jsonl is damaged or missing, and what it alone knows is not here: 2 of 14 lines cannot be" in said
+    assert "metrics.jsonl is damaged or missing, and what it alone knows is not here: 2 of 11 lines cannot be" in said
+    assert "Exact: not known" in said
+    assert json.loads((run / "report" / "summary.json").read_text())["exact"] is None
+
+
+def test_nothing_is_broken(run: Path) -> None:
+    assert "is damaged or missing" not in " ".join(Page(make(run)).text)
+
+
+def test_how_many_classes_the_config_knows(run: Path) -> None:
+    other = write_run(run.parent / "other", data_set={"classes": ["a", "b", "c"]})
+    assert "learned to tell 3 classes apart" in " ".join(Page(make(other)).text)
+
+
 def test_in_chinese(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no font can draw it, the files number the classes, and the page leaves them to the browser."""
     monkeypatch.setattr(style, "cjk_font", lambda: None)

@@ -27,11 +27,20 @@ class Rows:
             file.seek(self._position)
             data = file.read(size_bytes - self._position)
         whole = data[: data.rfind(b"\n") + 1]
-        lines = whole.splitlines()
-        new = lines[max(0, self._first - self._number) :]
+        rows = list(filter(None, map(_row, whole.splitlines())))
+        new = rows[max(0, self._first - self._number) :]
         self._position += len(whole)
-        self._number += len(lines)
-        return [json.loads(line) for line in new]
+        self._number += len(rows)
+        return new
+
+
+def _row(line: bytes) -> Row | None:
+    """None: it is no row; a disk that broke cut it short, and no tracker counts it."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "kind" in row and "step" in row else None
 
 
 def covered_bytes(run: Path) -> int:

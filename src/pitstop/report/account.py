@@ -141,9 +141,10 @@ def totals(run: Run) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Exact:
-    """Is the result, bit for bit, that of a run without interruptions? If not: since which attempt, and why."""
+    """Is the result, bit for bit, that of a run without interruptions? If not: since which attempt, and why. None: it
+    is not known."""
 
-    yes: bool
+    yes: bool | None
     since: int = 0
     why: tuple[str, ...] = ()
 
@@ -162,7 +163,9 @@ def exact(run: Run) -> Exact:
             return Exact(False, number_, tuple(map(_turned, changes if isinstance(changes, list) else [])))
         if event.get("event") == "restore" and loose:  # `start` comes before it
             return Exact(False, number_, ("CUDA, --deterministic false",))
-    return Exact(True)
+    # Nothing speaks against it, which says something only where every line is there from step 0 on.
+    start = next((event for event in run.events if event.get("event") == "start"), {})
+    return Exact(True if number(start, "step") == 0 and "events.jsonl" not in run.damaged else None)
 
 
 def _turned(change: object) -> str:

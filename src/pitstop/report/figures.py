@@ -16,6 +16,7 @@ from pitstop.report.style import ACCENT, CJK, INK, MUTED, PAPER, RULE, WIDTH_INC
 NUMBERS_UP_TO = 20  # classes whose confusion matrix has its counts written in
 NAMES_UP_TO = 40
 NAME_LENGTH = 18
+LABEL_LENGTH = 2 * NAME_LENGTH  # of a config
 ROWS_UP_TO = 12  # attempts that have a bar each
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
 
@@ -41,7 +42,7 @@ def _points(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
 
 def stops(run: Run, attempts: Sequence[Attempt]) -> list[float]:
     """The epochs at which later attempts continued."""
-    steps = [attempt.first for attempt in attempts[1:] if attempt.first]
+    steps = [attempt.first for attempt in attempts[1:] if attempt.first is not None]
     last = max([*run.train, *run.evals], key=lambda row: row["step"], default={})
     per_step = (number(last, "epoch") or 0.0) / last["step"] if last.get("step") else 0.0
     return [step * per_step for step in steps] if per_step else []
@@ -61,8 +62,8 @@ def curves(run: Run, stopped: Sequence[float], text: Text) -> Figure:
     right.yaxis.set_major_formatter(PERCENT)
     for axes in (left, right):
         axes.set_xlabel(words("epoch"))
+        _mark(axes, stopped)  # before the limits, which hold them too
         axes.set_xlim(left=0)
-        _mark(axes, stopped)
     return figure
 
 
@@ -70,10 +71,10 @@ def learning_rate(run: Run, stopped: Sequence[float], text: Text) -> Figure:
     figure = Figure(figsize=(WIDTH_INCHES, 1.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(*_points(run.train, "lr"), color=ACCENT)
+    _mark(axes, stopped)
     axes.set_title(text.words("lr_title"))
     axes.set_xlabel(text.words("epoch"))
     axes.set(xlim=(0, None), ylim=(0, None))
-    _mark(axes, stopped)
     return figure
 
 
@@ -141,12 +142,12 @@ def reliability(calibration: Calibration, text: Text) -> Figure:
     upper.set_ylabel(words("accuracy_axis"))
     lower.bar(calibration.confidence_B, calibration.count_B / calibration.count_B.sum(), width=0.04, color=MUTED)
     lower.set_xlabel(words("confidence_axis"))
-    lower.set_ylabel(words("images_share"))
+    lower.set_title(words("images_share"), fontsize=9, fontweight="normal")  # beside it there is no room
     for axes in (upper, lower):
         axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PERCENT)
         axes.xaxis.set_major_formatter(PERCENT)
+    upper.set_ylim(0, 1.02)
     lower.yaxis.set_major_locator(MaxNLocator(2))
     return figure
 
@@ -190,8 +191,9 @@ def minutes(attempts: Sequence[Attempt], text: Text) -> Figure:
     return figure
 
 
-def accuracies(accuracies_by_row: Sequence[Sequence[float]], text: Text) -> Figure:
-    """A line for each config: its runs as dots, their mean as a stroke, one standard deviation to both sides."""
+def accuracies(accuracies_by_row: Sequence[Sequence[float]], unfinished: Sequence[bool], text: Text) -> Figure:
+    """A line for each config: its runs as dots, hollow where none is finished, their mean as a stroke, one standard
+    deviation to both sides."""
     figure = Figure(figsize=(WIDTH_INCHES, 0.9 + 0.34 * len(accuracies_by_row)), layout="constrained")
     axes = figure.subplots()
     for index, values in enumerate(accuracies_by_row):
@@ -199,9 +201,14 @@ def accuracies(accuracies_by_row: Sequence[Sequence[float]], text: Text) -> Figu
             mean = float(np.mean(values))
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             axes.plot([mean - spread, mean + spread], [index, index], color=RULE, linewidth=7, solid_capstyle="butt")
-            axes.plot(values, [index] * len(values), "o", color=MUTED, markersize=3.5)
+            face = "white" if unfinished[index] else MUTED
+            axes.plot(values, [index] * len(values), "o", color=MUTED, markerfacecolor=face, markersize=3.5)
             axes.plot([mean], [index], "|", color=ACCENT, markersize=13, markeredgewidth=2)
-    names = [literal(name, 2 * NAME_LENGTH) for name in text.classes]
+    axes.set_xlim(right=min(1.0, axes.get_xlim()[1]))
+    for line in axes.lines[1::3] + axes.lines[2::3]:
+        line.set_clip_on(False)  # at 100 %
+    going = f" ({text.words('unfinished')})"
+    names = [literal(name, LABEL_LENGTH) + going * waits for name, waits in zip(text.classes, unfinished, strict=True)]
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

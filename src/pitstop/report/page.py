@@ -46,6 +46,8 @@ def machine(shape: dict[str, Any]) -> str:
 
 
 def exactness(exact: Exact, words: Words) -> str:
+    if exact.yes is None:
+        return words("exact_unknown")
     if exact.yes:
         return words("exact_yes")
     return words("exact_since", number=exact.since, why="; ".join(exact.why))
@@ -56,7 +58,7 @@ def head(run: Run, attempts: Sequence[Attempt], totals: Context, scores: Scores 
     status, definition = run.status, run.definition
     step, total = status.get("step", 0), status.get("total_steps", "?")
     last = max([*run.train, *run.evals], key=lambda row: row["step"], default={})
-    classes = len(run.card.get("classes", ())) or (len(scores.confusion_KK) if scores else "?")
+    classes = len(run.card.get("classes", ())) or (len(scores.confusion_KK) if scores else _classes(definition))
     state = str(status.get("state", "running"))
     return {
         "w": words,
@@ -81,8 +83,16 @@ def head(run: Run, attempts: Sequence[Attempt], totals: Context, scores: Scores 
             reason=status.get("reason") or "?",
             heartbeat=str(status.get("heartbeat", "?"))[:19].replace("T", " "),
         ),
+        "damaged": [words("damaged_file", name=name, why=why) for name, why in run.damaged.items()],
         "headline": _headline(run, attempts, totals, scores, words),
     }
+
+
+def _classes(definition: dict[str, Any]) -> int | str:
+    """How many, by the data that the run was begun with."""
+    data_set = definition.get("data_set")
+    classes = data_set.get("classes") if isinstance(data_set, dict) else None
+    return len(classes) if isinstance(classes, list) and classes else "?"
 
 
 def _last_machine(attempts: Sequence[Attempt], words: Words) -> str:

@@ -1,6 +1,7 @@
 """What a run has left on the disk, as the report and the comparison read it. Nothing is written, no lock is taken."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,11 @@ class Run:
 
     Attributes:
         about: config.json.
+        status: status.json; where it cannot be read, what events.jsonl and config.json know of it.
         train, evals: the rows of metrics.jsonl, by kind.
         card: model.json of `weights`.
         weights: "final", "best", or "" where neither is there.
+        damaged: the files that are missing or cannot be read, by name, and what is wrong with them.
     """
 
     path: Path
@@ -34,6 +37,7 @@ class Run:
     events: list[Row]
     card: dict[str, Any]
     weights: str
+    damaged: dict[str, str] = field(default_factory=dict)
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -69,20 +73,67 @@ def number(row: Row, name: str) -> float | None:
 def read(path: Path) -> Run:
     """Raises UserError if config.json is damaged."""
     directory = RunDirectory(path)
+    about, status, events = directory.config(), directory.status(), directory.events()
     rows = [row for row in read_lines(path / "metrics.jsonl") if isinstance(row.get("step"), int)]
     by_kind = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("train", "eval")}
     cards = {weights: _card(path / weights / "model.json") for weights in ("final", "best")}
     weights = next((name for name, card in cards.items() if card), "")
     return Run(
         path=path,
-        about=directory.config(),
-        status=directory.status(),
+        about=about,
+        status=status or _status(events, about.get("config")),
         train=by_kind["train"],
         evals=by_kind["eval"],
-        events=directory.events(),
+        events=events,
         card=cards.get(weights, {}),
         weights=weights,
+        damaged=_damaged(path, begun=bool(rows)),
     )
+
+
+def _status(events: list[Row], config: object) -> Row:
+    """What the last lines of events.jsonl say of where the run stands, and config.json of its price."""
+    if not events:
+        return {}
+    known: Row = {name: event[name] for event in events for name in ("step", "total_steps") if name in event}
+    last, price = events[-1], config if isinstance(config, dict) else {}
+    ended = last.get("event") in ("finished", "stopped", "failed")
+    told: Row = {name: last[name] for name in ("attempt", "reason", "result", "split") if name in last}
+    return {
+        **known,
+        **told,
+        "state": last["event"] if ended else "running",
+        "heartbeat": last.get("time", "?"),
+        "price": price.get("price", 0.0),
+        "currency": price.get("currency", ""),
+    }
+
+
+def _damaged(path: Path, *, begun: bool) -> dict[str, str]:
+    """Of a run that has rows none is missing. A last line without its end is being written, or a crash cut it."""
+    damaged: dict[str, str] = {}
+    for name in ("status.json", "events.jsonl", "metrics.jsonl"):
+        try:
+            if name.endswith("l"):
+                lines = (path / name).read_bytes().splitlines(keepends=True)
+                broken = sum(not _is_object(line) for line in lines if line.endswith(b"\n"))
+                if broken:
+                    damaged[name] = f"{broken} of {len(lines)} lines cannot be read"
+            elif not isinstance(read_json(path / name), dict):
+                damaged[name] = "it is no JSON object"
+        except FileNotFoundError:
+            if begun:
+                damaged[name] = "it is missing"
+        except (OSError, ValueError) as error:
+            damaged[name] = str(error)
+    return damaged
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _card(path: Path) -> dict[str, Any]:

@@ -20,6 +20,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "so_far": ("so far", "截至目前"),
     "exact_is": ("Exact: {answer}.", "逐位一致：{answer}。"),
     "exact_yes": ("yes, bit for bit the result of a run without a stop", "是，结果与从未中断的训练逐位相同"),
+    "exact_unknown": (
+        "not known, because events.jsonl does not tell the whole run",
+        "未知，因为 events.jsonl 没有记下整个训练过程",
+    ),
     "exact_since": ("no, since attempt {number} ({why})", "否，自第 {number} 次尝试起（{why}）"),
     "attempts_count": ("in {count} attempts", "共 {count} 次尝试"),
     "one_attempt": ("in one attempt", "一次完成"),
@@ -59,6 +63,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "该训练没有 predictions/：首次评估之后才有混淆矩阵、各类指标、校准与图片。",
     ),
     "damaged_predictions": ("Left out, because {why}", "已略去，原因：{why}"),
+    "damaged_file": (
+        "{name} is damaged or missing, and what it alone knows is not here: {why}.",
+        "{name} 损坏或缺失，仅由它记录的内容未能列出：{why}。",
+    ),
+    "unfinished": ("unfinished", "未完成"),
     # results
     "results": ("Results", "结果"),
     "measure": ("Measure", "指标"),
