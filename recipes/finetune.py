@@ -78,19 +78,11 @@ def batches_of(config: Config, session, train, augment):
     )
 
 
-def criterion_of(config: Config, session, train):
-    """Cross entropy, summed; rare classes weigh more, as the flags say."""
-    from pitstop import balance
-
-    by_class = balance.class_weights(train.labels_N, len(train.classes)).to(session.device)
-    return balance.criterion(by_class if config.class_weights == "balanced" else None, config.label_smoothing)
-
-
 def main(config: Config) -> None:
     from copy import deepcopy
     from functools import partial
 
-    from pitstop import augment, balance, data, models, optim, pretrained, weights
+    from pitstop import augment, balance, data, models, optim, weights
     from pitstop.accumulate import accumulate
     from pitstop.ema import Ema
     from pitstop.evaluate import evaluate
@@ -103,30 +95,30 @@ def main(config: Config) -> None:
         photos = data.load_photos(
             config.data, image_size=config.image_size, seed=config.seed, **reading, **session.sources
         )
-        stem = weights.stem(config.weights) if config.stem == "auto" else config.stem
+        stem = weights.stem(config.stem, config.weights)
         look = {"classes": photos.train.classes, "image_size": config.image_size, "stem": stem}
         model = models.create(config.model, channels=3, seed=config.seed, **look)
         loaded = weights.bring(model, config.weights, name=config.model, may_write=not config.dry_run, say=session.say)
         train, val, test = session.own(photos.train, photos.val, photos.test, held_out=photos.held_out, weights=loaded)
 
-        own = weights.normalisation(config.weights, name=config.model, channels=3)
-        mean, std = own or pretrained.normalisation(config.model)
+        mean, std = weights.normalisation(config.weights, name=config.model)
         normalise = partial(augment.normalise, mean=mean, std=std)
         batches = batches_of(config, session, train, lambda images_BCHW, positions_B: normalise(images_BCHW))
         frozen_steps = 0 if is_fresh or not config.freeze_epochs else batches.total_steps(config.freeze_epochs)
+        if frozen_steps >= batches.total_steps(config.epochs):
+            session.say(f"Only the head will learn: --freeze_epochs {config.freeze_epochs:g} is the whole run.")
         make = {"sgd": optim.sgd, "adamw": optim.adamw}[config.optimizer]
         model.to(session.device)
         optimizer = make(model, weight_decay=config.weight_decay, backbone_lr=1.0 if is_fresh else config.backbone_lr)
         ema = Ema(model, decay=config.ema) if config.ema else None
         judged = ema.module if ema else model
-        best = Best(
-            balance.default_metric(train.labels_N) if config.metric == "auto" else config.metric, config.patience
-        )
+        best = Best(balance.metric(config.metric, train.labels_N), config.patience)
         model, optimizer = session.prepare(model, optimizer)
-        criterion = criterion_of(config, session, train)
+        by_class = balance.class_weights(train.labels_N, len(train.classes)).to(session.device)
+        criterion = balance.criterion(by_class if config.class_weights == "balanced" else None, config.label_smoothing)
         score = partial(evaluate, normalise=normalise, by_class=True, **session.evaluation)
         card = models.card(config.model, mean=mean, std=std, load_size=data.load_size(config.image_size), **look)
-        session.keep(best, judged, card, **({"ema": ema} if ema else {}))
+        session.keep(best, judged, card, ema=ema)
         session.restore(batches)
 
         for batch in batches.between(session.step, session.total_steps):

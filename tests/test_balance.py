@@ -6,7 +6,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from torch import Tensor, nn
 
-from pitstop.balance import class_weights, criterion, default_metric, sample_weights
+from pitstop.balance import class_weights, criterion, metric, sample_weights
 
 LABELS = torch.tensor([0] * 50 + [1] * 7 + [2] * 1 + [3] * 12)[torch.randperm(70, generator=torch.Generator())]
 
@@ -63,8 +63,9 @@ def test_the_sum_is_what_it_says_for_labels_and_for_shares(smoothing: float, wei
 
 def test_which_metric() -> None:
     def of(*counts: int) -> str:
-        return default_metric(torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)))
+        return metric("auto", torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)))
 
     assert [of(10, 10), of(15, 10), of(16, 10), of(7)] == ["accuracy", "accuracy", "macro_f1", "accuracy"]
     assert of(100, 0, 100) == "accuracy", "a class that is only named"
     assert of(500, 450, 10) == "macro_f1"
+    assert metric("loss", torch.tensor([0, 1, 1])) == "loss"

@@ -15,7 +15,6 @@ from torchvision.transforms.v2 import functional
 
 from pitstop import crops
 from pitstop.crops import RandomCrop, crop_box
-from pitstop.errors import UserError
 from pitstop.randomness import draw, draws
 
 
@@ -117,15 +116,20 @@ def test_images_that_no_crop_fits_give_their_centre(height: int, width: int) -> 
 
 
 def test_crop_resize_and_flip_are_torchvisions() -> None:
+    """To the last bit or, in torch 2.6, where its order of channels decides how a half is rounded, to one of 255."""
+
+    def alike(one: Tensor, other: Tensor) -> bool:
+        return (one.int() - other.int()).abs().max().item() <= 1
+
     image, crop = photo(), RandomCrop(24, 9, augment="none")
     flips = 0
     for p in range(200):
         box = crop_box(60, 80, 0.35, lambda lane, p=p: draw(9, p, lane))  # type: ignore[misc]
         expected = functional.resized_crop(image, *box, size=[24, 24], antialias=True)
         got = crop(image, p)
-        mirrored = torch.equal(got, functional.horizontal_flip(expected))
+        mirrored = alike(got, functional.horizontal_flip(expected))
         flips += mirrored
-        assert mirrored or torch.equal(got, expected)
+        assert mirrored or alike(got, expected)
     assert 70 < flips < 130  # 100, and three standard deviations are 21
 
 
@@ -244,11 +248,3 @@ def test_none_still_crops_and_one_channel_is_enough() -> None:
         for p in range(30):
             grey = RandomCrop(24, 0, augment=augment)(photo(channels=1), p)  # type: ignore[arg-type]
             assert (grey.dtype, tuple(grey.shape)) == (torch.uint8, (1, 24, 24))
-
-
-def test_what_cannot_be_is_said() -> None:
-    with pytest.raises(UserError, match="--augment heavy: one of none, light, strong was expected"):
-        RandomCrop(24, 0, augment="heavy")  # type: ignore[arg-type]
-    for scale in (0.0, 1.5, -1.0, math.nan):
-        with pytest.raises(UserError, match=r"--min_scale .*: a share of the image's area was expected"):
-            RandomCrop(24, 0, min_scale=scale)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from ranks import results
+from sklearn.metrics import f1_score, recall_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pitstop.evaluate import evaluate
+from pitstop.evaluate import Evaluation, evaluate, macro
 
 COUNT = 29
 
@@ -175,3 +176,26 @@ def test_accuracy_and_loss_of_logits_that_are_known() -> None:
     good, bad = np.log(np.exp(5) + 3) - 5, np.log(np.exp(5) + 3)
     assert got == pytest.approx({"accuracy": 0.75, "loss": (3 * good + bad) / 4})
     assert functional.cross_entropy(pixels.view(4, 4).double(), labels).item() == pytest.approx(got["loss"])
+
+
+def evaluation(predicted: Sequence[int], labels: Sequence[int], classes: int) -> Evaluation:
+    logits_NK = torch.zeros(len(labels), classes)
+    logits_NK[range(len(labels)), predicted] = 1
+    return Evaluation({}, logits_NK, Images(torch.empty(0), torch.tensor(labels)))
+
+
+def test_means_over_classes_as_scikit_learn_has_them() -> None:
+    """Over the classes that have images: nobody is of class 5, and nobody is taken for class 3."""
+    drawn = np.random.default_rng(0)
+    labels = drawn.choice([0, 1, 2, 3, 4], 60, p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    predicted = np.where(drawn.random(60) < 0.5, labels, drawn.choice([0, 1, 2, 4, 5], 60))
+    predicted[predicted == 3] = 0
+    found = macro(*evaluation(predicted.tolist(), labels.tolist(), 6).counts_K)
+    options = {"average": "macro", "labels": range(5), "zero_division": 0}
+    assert found["macro_recall"] == pytest.approx(recall_score(labels, predicted, **options))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, **options))
+
+
+def test_very_many_classes_take_no_matrix_of_them() -> None:
+    found = macro(*evaluation([7, 199_999, 7], [7, 199_999, 5], 200_000).counts_K)
+    assert found == pytest.approx({"macro_recall": 2 / 3, "macro_f1": (2 / 3 + 1 + 0) / 3})

@@ -215,7 +215,9 @@ def test_proofs_in_other_processes(
 ) -> None:
     """pth: torchvision's own resnet18 too, whose names and numbers timm shares."""
     big = name == "pth"
-    run = make_run(tmp_path / "run", name="resnet18" if big else "test_resnet", stem="imagenet" if big else "auto")
+    run = make_run(
+        tmp_path / "run", name="resnet18.a1_in1k" if big else "test_resnet", stem="imagenet" if big else "auto"
+    )
     assert export.command([str(run), "--format", name]) == 0
     first = tree(run)
     said = capsys.readouterr().out

@@ -131,6 +131,14 @@ def test_a_name_like_nothing_says_where_the_list_is() -> None:
         create("@@@@")
 
 
+def test_a_name_with_the_tag_of_its_weights() -> None:
+    assert bits(create("test_resnet.r160_in1k")) == bits(create("test_resnet"))
+    with pytest.raises(
+        UserError, match=r"test_resnet\.r161: Invalid pretrained tag.*There are: test_resnet\.r160_in1k"
+    ):
+        create("test_resnet.r161")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_card_is_enough_to_build_the_model_again(channels: int) -> None:
     shape = {"classes": ("cat", "dog"), "image_size": 16, "stem": "small"}

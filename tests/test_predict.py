@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -237,6 +239,29 @@ def test_members_of_an_archive(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "skipped all.zip/folder/b.png: no image" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
+def test_members_of_a_tar(run: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same as of the folder that was packed, whatever the order in it; no name leads out, no link is followed."""
+    Path("in/b").mkdir(parents=True)
+    for number, name in enumerate(("b/z.png", "a.png", "b/猫.png")):
+        save(f"in/{name}", number)
+    Path("in/bad.png").write_bytes(b"no image")
+    Path("in/notes.txt").write_bytes(b"")
+    Path("in/.hidden.png").write_bytes(b"")
+    Path("in/link.png").symlink_to("a.png")
+    with tarfile.open(f"all{suffix}", "w:" if suffix == ".tar" else "w:gz") as archive:
+        archive.add("in", "./in")
+        archive.add("in/a.png", "../../out.png")
+    Path("in/link.png").unlink()
+    temporary = set(os.listdir(tempfile.gettempdir()))
+    rows = told(run, f"all{suffix}", code=1)
+    assert set(os.listdir(tempfile.gettempdir())) <= temporary
+    folder = [(f"all{suffix}/{name}", shares) for name, shares in told(run, "in", code=1)]
+    assert rows == folder
+    assert f"skipped all{suffix}/in/bad.png: no image" in capsys.readouterr().err
+    assert not Path("../../out.png").exists()
+
+
 def columns(line: str) -> list[int]:
     """Where the words of a line that stand behind two spaces begin, on a terminal; 猫 and 里 take two columns."""
     starts, column = [], 0
@@ -345,6 +370,7 @@ def test_weights_that_give_no_numbers(run: Path, tmp_path: Path) -> None:
         (["*.tiff"], "nothing matches"),
         (["empty"], "holds no image"),
         (["broken.zip"], "cannot be read"),
+        (["broken.tar.gz"], "cannot be read"),
         (["a.png", "--output", "a.png"], "is there already"),
         (["a.png", "--output", "no/such/x.csv"], "no directory"),
     ],
@@ -353,6 +379,7 @@ def test_what_cannot_be_done_is_refused(words: list[str], expected: str, run: Pa
     save("a.png", 1)
     Path("empty").mkdir()
     Path("broken.zip").write_bytes(b"PK")
+    Path("broken.tar.gz").write_bytes(b"\x1f\x8b")
     before = Path("a.png").read_bytes()
     with pytest.raises(UserError, match=expected):
         predict.command([str(run), *words])

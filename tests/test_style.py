@@ -60,7 +60,7 @@ LIGHT = {  # for launchers: they need no torch
 }
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "wandb", "numpy", "sklearn", "PIL", "safetensors"}
 MODULE_LINES, FUNCTION_LINES, RECIPE_LINES = 250, 50, 80
-FINETUNE_LINES, MAIN_LINES = 155, 65  # it has twenty flags of its own, and a recipe's main is its page
+FINETUNE_LINES, MAIN_LINES = 145, 65  # it has twenty flags of its own, and a recipe's main is its page
 
 
 def modules() -> dict[str, Path]:

@@ -39,7 +39,10 @@ def criterion(weights_K: Tensor | None = None, label_smoothing: float = 0.0) -> 
     return nn.CrossEntropyLoss(weights_K, label_smoothing=label_smoothing, reduction="sum")
 
 
-def default_metric(labels_N: Tensor) -> str:
-    """ "macro_f1" where the largest class has more than 1.5 times the images of the smallest, else "accuracy"."""
+def metric(wanted: str, labels_N: Tensor) -> str:
+    """The metric that is `wanted`; of "auto" "macro_f1" where the largest class has more than 1.5 times the images of
+    the smallest, else "accuracy"."""
+    if wanted != "auto":
+        return wanted
     counts = torch.unique(labels_N, return_counts=True)[1]
     return "macro_f1" if counts.max() > UNBALANCED * counts.min() else "accuracy"

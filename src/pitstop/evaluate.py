@@ -31,21 +31,22 @@ class Evaluation(dict[str, float]):
         self.logits_NK, self.labels_N, self.images = logits_NK.cpu(), images.labels_N.cpu(), images
 
     @property
-    def confusion_KK(self) -> Tensor:
-        """int64: how many images of the class of the row were taken for that of the column."""
-        return confusion(self.logits_NK.argmax(1), self.labels_N, self.logits_NK.shape[1])
+    def counts_K(self) -> tuple[Tensor, Tensor, Tensor]:
+        """int64 [K] each: of a class the images that were taken for it rightly, its images, and all taken for it."""
+        predicted_N, classes = self.logits_NK.argmax(1), self.logits_NK.shape[1]
+        of = (self.labels_N[predicted_N == self.labels_N], self.labels_N, predicted_N)
+        hits_K, support_K, predicted_K = (torch.bincount(each, minlength=classes) for each in of)
+        return hits_K, support_K, predicted_K
 
 
-def confusion(predicted_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
-    """int64 [K, K]: how many of the class of the row were taken for that of the column."""
-    return torch.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2).view(num_classes, num_classes)
+def macro(hits_K: Tensor, support_K: Tensor, predicted_K: Tensor) -> dict[str, float]:
+    """Means over the classes that have images, each counting alike: recall (balanced accuracy) and F1.
 
-
-def macro(confusion_KK: Tensor) -> dict[str, float]:
-    """Means over the classes that have images, each counting alike: recall (balanced accuracy) and F1."""
-    hits_K, support_K = confusion_KK.diagonal().double(), confusion_KK.sum(1).double()
+    Of `Evaluation.counts_K`: a matrix of 10,000 x 10,000 classes would take 800 MB.
+    """
+    hits_K, support_K = hits_K.double(), support_K.double()
     there_K = support_K > 0
-    f1_K = 2 * hits_K / (support_K + confusion_KK.sum(0)).clamp(min=1)
+    f1_K = 2 * hits_K / (support_K + predicted_K).clamp(min=1)
     return {"macro_recall": (hits_K / support_K)[there_K].mean().item(), "macro_f1": f1_K[there_K].mean().item()}
 
 
@@ -151,7 +152,7 @@ def evaluate(
     logits_NK = {name: _gather(torch.cat(mine)[: stop - start], rank, world, total) for name, mine in pieces.items()}
     evaluation = Evaluation(_figures(logits_NK, test.labels_N), logits_NK["accuracy"], test)
     if by_class:
-        evaluation |= macro(evaluation.confusion_KK)
+        evaluation |= macro(*evaluation.counts_K)
     return evaluation
 
 

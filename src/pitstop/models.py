@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from pitstop import pretrained
 from pitstop.errors import UserError
 from pitstop.files import read_json
 from pitstop.randomness import MODEL_INIT, seed_generators
@@ -73,16 +74,18 @@ def create(name: str, *, classes: Sequence[str], channels: int, image_size: int,
     """A timm model with fresh weights that depend on `seed` alone, in channels_last, in fp32, on the CPU.
 
     Args:
+        name: as timm has it, with or without the tag of its pretrained weights.
         stem: "small" (3x3, no max-pool), "imagenet" (as timm has it), or "auto": small where the model has such a
             stem and the images are smaller than 64 pixels.
 
     Raises:
-        UserError: no such model, no such stem, or it does not take images of this size.
+        UserError: no such model or tag, no such stem, or it does not take images of this size.
     """
-    if name not in timm.list_models():
+    if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() lists them all."
         raise UserError(f"--model {name}: timm {timm.__version__} has no such model.{hint}")
+    pretrained.tagged(name)
     model, _ = _build(name, image_size, seed, num_classes=len(classes), in_chans=channels)
     wanted = _wants_small(stem, image_size)
     if wanted and not _small_stem(model) and stem == "small":

@@ -39,7 +39,7 @@ def source(model: str) -> str:
 
 def normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std, of pixels in 0..1, that the weights were trained with; ImageNet's where timm names none."""
-    cfg = get_pretrained_cfg(model) if timm.is_model(model) else None
+    cfg = tagged(model) if timm.is_model(model) else None
     if cfg is None:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return tuple(cfg.mean), tuple(cfg.std)
@@ -75,15 +75,30 @@ def find(model: str, *, may_write: bool, say: Callable[[str], None], arrival: Ar
         raise UserError(f"The weights {name} cannot be kept: {error}. Set HF_HOME to a folder for them.") from error
 
 
-def _config(model: str) -> Any:
-    """timm's PretrainedCfg."""
-    if not timm.is_model(model):
-        raise UserError(f"{model}: timm {timm.__version__} has no such model.")
+def verified(file: Path) -> str:
+    """The SHA-256 of what `find` has returned, which it has compared with the name of the blob; "": another name."""
+    name = file.resolve().name
+    return name if SHA256.fullmatch(name) else ""
+
+
+def tagged(model: str) -> Any:
+    """timm's PretrainedCfg of a model that timm has; None: timm has no weights for it.
+
+    Raises:
+        UserError: it has none of this tag (`a1_in1k` of `resnet18.a1_in1k`).
+    """
     try:
-        cfg = get_pretrained_cfg(model)
-    except RuntimeError as error:  # the tag
+        return get_pretrained_cfg(model)
+    except RuntimeError as error:
         tags = ", ".join(timm.list_pretrained(f"{model.split('.')[0]}.*")) or "none"
         raise UserError(f"{model}: {error} There are: {tags}.") from error
+
+
+def _config(model: str) -> Any:
+    """timm's PretrainedCfg, which says where the weights are."""
+    if not timm.is_model(model):
+        raise UserError(f"{model}: timm {timm.__version__} has no such model.")
+    cfg = tagged(model)
     if cfg is None or not (cfg.hf_hub_id or cfg.url or cfg.file):
         raise UserError(f"timm has no pretrained weights for {model}: give --weights FILE or --weights none.")
     if cfg.url and not cfg.hf_hub_id and (cfg.custom_load or str(cfg.url).endswith(".npz")):
@@ -124,6 +139,7 @@ def _cached(cfg: Any) -> Path | None:
 def _from_hub(hub_id: str, file_name: str | None, arrival: Arrival) -> Path:
     """Raises DownloadError; OSError if the cache cannot be written."""
     repository, revision = _split(hub_id)
+    arrival.say(f"Asking {constants.ENDPOINT} for {repository}.")
     for name in _names(file_name):
         url = f"{constants.ENDPOINT}/{repository}/resolve/{revision}/{name}"
         if (found := look_up(url, arrival.say)) is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pitstop.errors import UserError
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm does: the average, if there is one
 PREFIXES = ("module.", "_orig_mod.")  # of DDP and of torch.compile
-NUM_NAMED = 4
+NUM_NAMED, WIDTH = 4, 110
 MIN_SHARE = 0.75  # of the numbers but the head: of a resnet18's nearly half fit into a resnet50, by chance
 RESNETS: dict[tuple[tuple[int, ...], int], str] = {  # (blocks of each stage, convolutions of a block) -> name
     ((2, 2, 2, 2), 2): "resnet18",
@@ -61,28 +62,27 @@ def bring(model: nn.Module, spec: str, *, name: str, may_write: bool, say: Calla
     if spec != "pretrained":
         report = load(model, Path(spec).expanduser(), say=say)
         return {"weights": report.file.name, "sha256": report.sha256}
-    file = pretrained.find(name, may_write=may_write, say=say)
-    if file is None:
+    if (file := pretrained.find(name, may_write=may_write, say=say)) is None:
         return {"weights": pretrained.source(name), "sha256": "not here yet"}
-    return {"weights": pretrained.source(name), "sha256": load(model, file, say=say).sha256}
+    known = pretrained.verified(file)
+    return {"weights": pretrained.source(name), "sha256": load(model, file, say=say, sha256=known).sha256}
 
 
-def normalisation(
-    spec: str, *, name: str, channels: int | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and std that the weights were trained with, of pixels in 0..1; those of one channel are repeated for
-    `channels`. None: the weights do not tell."""
-    if spec == "pretrained":
-        return pretrained.normalisation(name)
-    card = _card(spec)
+def normalisation(spec: str, *, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std that the weights were trained with, of pixels in 0..1, for each of three channels; where the weights
+    do not tell (or are "none"), those of timm's for the model called `name`."""
+    card = {} if spec in ("none", "pretrained") else _card(spec)
     if not {"mean", "std"} <= card.keys():
-        return None
-    times = channels if channels and len(card["mean"]) == 1 else 1
+        return pretrained.normalisation(name)
+    times = 3 if len(card["mean"]) == 1 else 1
     return tuple(card["mean"]) * times, tuple(card["std"]) * times
 
 
-def stem(spec: str) -> str:
-    """The stem for which the weights were made: see `models.create`; "auto" where there are none."""
+def stem(wanted: str, spec: str) -> str:
+    """The stem that is `wanted`; of "auto" the one for which the weights were made, or "auto" where there are none:
+    see `models.create`."""
+    if wanted != "auto":
+        return wanted
     if spec in ("none", "pretrained"):
         return "auto" if spec == "none" else "imagenet"
     card = _card(spec)
@@ -90,13 +90,14 @@ def stem(spec: str) -> str:
     return by_size if card.get("stem", "auto") == "auto" else str(card["stem"])
 
 
-def load(model: nn.Module, source: Path, *, say: Callable[[str], None]) -> Report:
+def load(model: nn.Module, source: Path, *, say: Callable[[str], None], sha256: str = "") -> Report:
     """Loads the weights at `source` into `model`: its tensors of the same name and shape.
 
     A first convolution for 3 channels is made to fit 1, and the other way round. What does not fit keeps what it was
     initialised with and is said: a head of another size, say.
 
     Args:
+        sha256: of the file, where it is known already.
         source: .safetensors; .pth, .pt or .bin of timm or torchvision; `final/` or `best/` of a run; or the run, of
             which `best/` is taken, else `final/`.
 
@@ -119,7 +120,7 @@ def load(model: nn.Module, source: Path, *, say: Callable[[str], None]) -> Repor
         )
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
     unused = [key for key in state if key not in own or key in fresh]
-    report = Report(file, digest(file, "sha256"), *map(tuple, (loaded, fresh, unused, adapted)))
+    report = Report(file, sha256 or digest(file, "sha256"), *map(tuple, (loaded, fresh, unused, adapted)))
     _tell(report, own, state, say)
     return report
 
@@ -232,12 +233,12 @@ def _card(spec: str) -> dict[str, Any]:
 
 def _tell(report: Report, own: Mapping[str, Tensor], state: Mapping[str, Tensor], say: Callable[[str], None]) -> None:
     say(f"Weights from {report.file} (SHA-256 {report.sha256[:12]}): {len(report.loaded)} of {len(own)} tensors fit.")
-    if report.adapted:
-        say(f"  made to fit {own[report.adapted[0]].shape[1]} channels: {_some(report.adapted)}")
-    if report.fresh:
-        say(f"  begin fresh: {_some([_shapes(key, own, state) for key in report.fresh])}")
-    if rest := sorted(_body(set(report.unused) - own.keys())):
-        say(f"  not in the model: {_some(rest)}")
+    fresh = [_shapes(key, own, state) for key in report.fresh]
+    unused = sorted(_body(set(report.unused) - own.keys()))
+    for what, names in (("made to fit the channels", report.adapted), ("begin fresh", fresh), ("unused", unused)):
+        if names:  # all of them: the one left out would be the one that matters
+            lines = textwrap.wrap(f"{what} ({len(names)}): {', '.join(names)}", WIDTH, break_long_words=False)
+            say("  " + "\n    ".join(lines))
 
 
 def _shapes(key: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pitstop.data import load_photos
 from pitstop.data.doubles import doubles
+from pitstop.data.places import Tree
 
 
 def write(path: Path, seed: int) -> None:
@@ -35,6 +36,37 @@ def test_images_in_two_splits(tmp_path: Path, doubles: int) -> None:
     lines = [line for line in said if "alike" in line]
     assert len(lines) == bool(doubles)
     assert all("2 images are in train and in test alike (16.7 % of test)" in line for line in lines)
+
+
+def test_what_was_found_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PITSTOP_DATA_DIR", str(tmp_path / "kept"))
+    folder, opened = tmp_path / "photos", list[int]()
+    for seed, name in enumerate(("train/a/1", "train/a/2", "train/b/1", "train/b/2", "test/a/1", "test/b/1")):
+        write(folder / f"{name}.png", seed)
+    write(folder / "test" / "b" / "2.png", 0)
+    real = Tree.open
+    monkeypatch.setattr(Tree, "open", lambda tree, row: opened.append(row) or real(tree, row))
+
+    def lines(seed: int = 0) -> list[str]:
+        said: list[str] = []
+        load_photos(
+            str(folder), image_size=16, seed=seed, cache=False, check=True, workers=0, may_write=True, say=said.append
+        )
+        return [line for line in said if "alike" in line]
+
+    first = lines()
+    assert len(first) == 1
+    assert opened
+    opened.clear()
+    assert lines() == first
+    assert opened == [], "known"
+    write(folder / "test" / "b" / "2.png", 77)
+    assert lines() == []
+    assert opened
+    for file in (tmp_path / "kept" / "cache").glob("alike-*.json"):
+        file.write_text("{")
+    write(folder / "test" / "b" / "2.png", 0)
+    assert lines() == first
 
 
 class Split:

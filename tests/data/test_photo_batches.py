@@ -134,7 +134,8 @@ def test_what_a_batch_is(tree: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_later_costs_a_line(workers: int, tree: Path) -> None:
-    """The next of its class takes its place, in the training and in the evaluation, whoever finds out."""
+    """The next of its class takes its place, in the training and in the evaluation, whoever finds out; that the figures
+    of an evaluation count it twice is said."""
     said = Said()
     photos = load(tree, said, workers=workers)
     before = all_pixels(photos.train)
@@ -150,8 +151,13 @@ def test_a_file_that_breaks_later_costs_a_line(workers: int, tree: Path) -> None
     assert digest(after) == digest(before[expected])
     assert any(step[1].count(gone) for step in through(photos.train))
     assert sorted(line.split(": ")[0] for line in said) == [f"train/{names[cut]}", f"train/{names[gone]}"]
-    assert all("Another image of its class takes its place" in line for line in said)
+    assert all("counted in its place: the figures are not quite right" in line for line in said)
     assert any("No such file" in line for line in said)
+    photos.train.pictures._told.clear()
+    said.clear()
+    through(photos.train)
+    assert len(said) == 2
+    assert all("Another image of its class takes its place" in line for line in said)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

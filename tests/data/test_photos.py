@@ -3,11 +3,14 @@
 import io
 import json
 import math
+import multiprocessing
 import os
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -29,7 +32,8 @@ from photo_files import (
 from PIL import Image
 
 from pitstop import data
-from pitstop.data import decode, scan
+from pitstop.data import decode, photo_sources, places, scan
+from pitstop.data.places import Packed, Tree
 from pitstop.data.texts import Texts
 from pitstop.errors import UserError
 
@@ -189,6 +193,15 @@ def test_refused_in_words(change: Callable[[Files], Files], words: str, tmp_path
         load(tree_of(change(some_files(4, "val", "test")), tree))
 
 
+def test_an_archive_that_lies_in_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "my data").mkdir()
+    zip_of(some_files(4), tmp_path / "my data" / "photos.zip")
+    with pytest.raises(
+        UserError, match=r"found no folder, but photos\.zip: did you mean --data '.*/my data/photos\.zip'\?"
+    ):
+        load(tmp_path / "my data")
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     for spec in (tmp_path / "none", tmp_path / "none.zip"):
         with pytest.raises(UserError, match="There is no folder or archive"):
@@ -242,6 +255,13 @@ def test_broken_files_are_skipped_and_named(files: Files, name: str, tmp_path: P
     assert photos.train.fingerprint == clean.train.fingerprint
 
 
+def test_every_broken_file_is_named(tmp_path: Path) -> None:
+    bad = {f"train/z/bad {i}.jpg": b"bad" for i in range(12)}
+    said = Said()
+    load(tree_of({**some_files(60), **bad}, tmp_path / "tree"), said)
+    assert [line.split(":")[0].strip() for line in said if line.startswith("  ")] == sorted(bad)
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_member_is_named(files: Files, compression: int, tmp_path: Path) -> None:
     """One bit, in the middle of the pixels: the image would be decoded, and be another."""
@@ -293,6 +313,51 @@ def test_the_check_is_kept_until_a_file_changes(files: Files, tmp_path: Path, mo
     assert "z/001.jpg" not in names(load(path).train), "a file that is not what it should be is made again"
 
 
+def test_of_several_processes_one_looks(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks of a first start: what one finds, the others read."""
+    path, log = tree_of({**files, "train/z/bad.jpg": b"bad"}, tmp_path / "tree"), tmp_path / "log"
+    real = Tree.open
+
+    def counted(tree: Tree, row: int) -> BinaryIO:
+        with open(log, "a") as file:
+            file.write(f"{row}\n")
+        time.sleep(0.002)  # so that all are at it at once
+        return real(tree, row)
+
+    def start() -> None:
+        assert "z/bad.jpg" not in names(load(path).train)
+
+    monkeypatch.setattr(Tree, "open", counted)
+    load(path, may_write=False)
+    alone = sorted(log.read_text().split())
+    log.unlink()
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=start) for _ in range(3)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0, 0]
+    assert sorted(log.read_text().split()) == alone
+
+
+def test_of_an_archive_nothing_too_large_is_unpacked(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = zip_of({**files, "train/z/large.png": b"\0" * 1_000_000}, tmp_path / "f.zip", zipfile.ZIP_DEFLATED)
+    read: list[int] = []
+    real = Packed._read
+    monkeypatch.setattr(Packed, "_read", lambda packed, *span: read.append(span[1]) or real(packed, *span))
+    for module in (places, photo_sources):
+        monkeypatch.setattr(module, "MAX_FILE_BYTES", 900_000)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("train/z/large.png")
+    said = Said()
+    assert "z/large.png" not in names(load(path, said, cache=True).train)
+    assert "  train/z/large.png: too large a file" in said
+    assert info.compress_size not in read
+
+
 def test_checked_by_workers_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "FEW", 0)
     path = tree_of({**some_files(12), "train/z/bad.jpg": b"bad"}, tmp_path / "tree")
@@ -315,7 +380,7 @@ def test_a_folder_that_cannot_be_written(files: Files, tmp_path: Path, monkeypat
     monkeypatch.setenv("PITSTOP_DATA_DIR", str(tmp_path / "file" / "kept"))
     said = Said()
     assert len(load(tree_of(files, tmp_path / "tree"), said, cache=True).train) == 36
-    assert sum("cannot be written" in line for line in said) == 2
+    assert sum("cannot be written" in line for line in said) == 3
     with pytest.raises(UserError, match="must be unpacked first"):
         load(tar_of(files, tmp_path / "packed.tar.gz"))
 

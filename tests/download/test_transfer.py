@@ -89,6 +89,13 @@ def test_the_wait_doubles(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     server.behave = lambda handler, start: handler.send_error(503)
     with pytest.raises(DownloadError, match="503"):
         get(server, tmp_path / "f")
+    assert waits == [1.0, 2.0], "nothing came: with the imports that is less than 10 s"
+    waits.clear()
+    server.behave = lambda handler, start: (
+        handler.send_error(503) if start else send(handler, BODY, start, cut_after=1000)
+    )
+    with pytest.raises(DownloadError, match="503"):
+        get(server, tmp_path / "f")
     assert waits == [1.0, 2.0, 4.0, 8.0]
 
 

@@ -8,21 +8,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from faults.harness import Run, Warm
 from PIL import Image
+from safetensors.torch import load_file
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "finetune.py"
-SMALL = ("--weights", "none", "--model", "test_resnet", "--image_size", "24", "--batch_size", "12")
+SMALL = ("--model", "test_resnet", "--image_size", "24", "--batch_size", "12")
 OFTEN = ("--log_every", "3", "--save_every", "2steps")
 FOUR = ("--epochs", "4", "--peak_lr", "0.1")
 ALL = (
     *("--mixup", "0.2", "--cutmix", "1", "--ema", "0.9", "--class_weights", "balanced", "--augment", "strong"),
     *("--optimizer", "adamw", "--clip_grad_norm", "1"),
 )
+FILE = "model.safetensors"
+FRESH = ("--weights", "none")
+FROZEN = ("--weights", "RUN", "--freeze_epochs", "1")  # RUN: the path of `trained`
 KINDS: dict[str, tuple[tuple[str, ...], int]] = {
     "no workers": (("--workers", "0", "--class_weights", "resample"), 1),
     "3 workers, all": (("--workers", "3", *ALL), 1),
     "3 ranks, 1 worker, cache, all": (("--workers", "1", "--cache", "True", *ALL), 3),
+    "frozen at first": (("--workers", "0", *FROZEN), 1),
+    "3 ranks, frozen at first": (("--workers", "0", "--ema", "0.9", *FROZEN), 3),
 }
 
 
@@ -42,12 +49,23 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained(warm: Warm, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights others begin with."""
+    flags = (*FRESH, "--data", str(photos), "--epochs", "1", "--workers", "0", "--seed", "7")
+    run = Run(warm, tmp_path_factory.mktemp("trained"), *SMALL, *flags, recipe=RECIPE)
+    run.finish()
+    return run.path
+
+
 @pytest.fixture
-def finetune(warm: Warm, photos: Path, tmp_path: Path) -> Callable[..., Run]:
+def finetune(warm: Warm, photos: Path, trained: Path, tmp_path: Path) -> Callable[..., Run]:
     numbers = iter(range(100))
 
     def make(*flags: str, ranks: int = 1) -> Run:
         shared = (*SMALL, *OFTEN, "--data", str(photos))
+        flags = tuple(str(trained) if flag == "RUN" else flag for flag in flags)
+        flags += () if "--weights" in flags else FRESH
         return Run(warm, tmp_path / f"run-{next(numbers)}", *shared, *flags, ranks=ranks, recipe=RECIPE)
 
     return make
@@ -128,6 +146,16 @@ def test_a_loss_that_never_was_a_number_ends_in_words(finetune: Callable[..., Ru
     assert "Traceback" not in job.text
 
 
+@pytest.mark.parametrize("freeze_epochs", ["0.5", "1"])
+def test_that_only_the_head_learns_is_said(finetune: Callable[..., Run], trained: Path, freeze_epochs: str) -> None:
+    run = finetune("--weights", "RUN", "--freeze_epochs", freeze_epochs, "--epochs", "1", "--workers", "0")
+    run.finish()
+    before, after = load_file(trained / "best" / FILE), load_file(run.path / "final" / FILE)
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert (moved == {"fc.weight", "fc.bias"}) == (freeze_epochs == "1")
+    assert ("Only the head will learn: --freeze_epochs 1 " in run.log()) == (freeze_epochs == "1")
+
+
 def test_a_stop_while_workers_decode(finetune: Callable[..., Run]) -> None:
     run = finetune(*FOUR, "--workers", "2")
     job = run.start()
@@ -146,7 +174,7 @@ def test_the_last_row_is_of_the_best_weights(warm: Warm, photos: Path, tmp_path:
         (tmp_path / "photos" / split).parent.mkdir(exist_ok=True)
         (tmp_path / "photos" / split).symlink_to(photos / of)
     flags = ("--data", str(tmp_path / "photos"), "--workers", "0", "--metric", "accuracy", "--epochs", "4")
-    run = Run(warm, tmp_path / "run", *SMALL, *OFTEN, *flags, "--peak_lr", "3", recipe=RECIPE)
+    run = Run(warm, tmp_path / "run", *SMALL, *FRESH, *OFTEN, *flags, "--peak_lr", "3", recipe=RECIPE)
     run.finish()
     evals, (test,) = ([row for row in run.rows() if row["kind"] == kind] for kind in ("eval", "test"))
     best = max(evals, key=lambda row: row["accuracy"])  # the first of those that are alike

@@ -61,9 +61,8 @@ TRANSPOSE = {
 def quiet_pillow() -> Iterator[None]:
     """To be held around all calls of `decode`, by the thread that starts the others: filters are of the process."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of size (refused below), of broken EXIF, of palettes, of pixels that are only to be read
+        # Of size (refused below), of broken EXIF, of palettes, of pixels that are only to be read.
+        warnings.simplefilter("ignore")
         yield
 
 

@@ -1,10 +1,25 @@
 """The same image in two splits makes the figures too good: found by content, before the first step."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from pitstop.data.photos import PhotoSet
+from pitstop.data.scan import kept
 from pitstop.files import sha256
+
+
+def tell_doubles(
+    sets: Mapping[str, PhotoSet], sizes: Sequence[int], file: Path, *, may_write: bool, say: Callable[[str], None]
+) -> None:
+    """Says the lines of `doubles`, which are kept in `file`, and not looked for again."""
+
+    def lines_of(known: Any) -> list[str]:
+        return [str(line) for line in known["lines"]]
+
+    for line in kept(file, lambda: {"lines": doubles(sets, sizes)}, lines_of, may_write=may_write, say=say):
+        say(f"advice: {line}")
 
 
 def doubles(sets: Mapping[str, PhotoSet], sizes: Sequence[int]) -> list[str]:

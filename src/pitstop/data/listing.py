@@ -1,6 +1,8 @@
 """Which image files a folder or an archive holds, in their order, by split and class; what is no use is said."""
 
+import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import Any
 
 from pitstop import files
 from pitstop.data import decode as decoding
-from pitstop.data.archive import SPLITS, Member, Source
+from pitstop.data.archive import ARCHIVE_SUFFIXES, SPLITS, Member, Source
 from pitstop.errors import UserError
 
 MAX_SKIPPED_SHARE = 0.1
@@ -40,7 +42,10 @@ def arrange(
     found = {role: [name for name in names if name in source.folders] for role, names in roles.items()}
     if missing := [role for role in roles if role in required and not found[role]]:
         seen = ", ".join(f"{name}/" for name in source.top[:10]) or "no folder"
-        raise UserError(f"{path} has no {missing[0]} folder; found {seen}. {expected}")
+        names = sorted(os.listdir(path)) if path.is_dir() else ()
+        packed = next((name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)), "")
+        hint = f", but {packed}: did you mean --data {shlex.quote(str(path / packed))}?" if packed else "."
+        raise UserError(f"{path} has no {missing[0]} folder; found {seen}{hint} {expected}")
     used = {names[0]: role for role, names in found.items() if names}
     splits: dict[str, list[Member]] = {role: [] for role in used.values()}
     others: list[str] = []
@@ -118,18 +123,18 @@ def content_key(layout: Layout, *of: Any) -> str:
 
 
 def report_skipped(skipped: Mapping[str, str], num_files: int, path: Path, say: Callable[[str], None]) -> list[str]:
-    """Says which files (name -> reason) are skipped, and returns it in a few words.
+    """Says which files (name -> reason) are skipped, all of them, and returns it in a few words.
 
     Raises:
         UserError: more than a tenth of all are.
     """
     if not skipped:
         return []
-    named = [f"{name}: {skipped[name]}" for name in sorted(skipped)[:NUM_NAMED]]
+    named = [f"{name}: {skipped[name]}" for name in sorted(skipped)]
     if len(skipped) > MAX_SKIPPED_SHARE * num_files:
         raise UserError(
             f"{path}: {len(skipped):,} of {num_files:,} image files cannot be used, more than a tenth:\n  "
-            + "\n  ".join(named)
+            + "\n  ".join(named[:NUM_NAMED])
             + "\nRemove or replace them."
         )
     say(f"Skipped {len(skipped):,} of {num_files:,} image files:")

@@ -18,7 +18,7 @@ from torch import Tensor
 from pitstop.data.archive import ARCHIVE_SUFFIXES, Member, open_source
 from pitstop.data.cache import Shelf
 from pitstop.data.decode import MAX_FILE_BYTES, quiet_pillow
-from pitstop.data.doubles import doubles
+from pitstop.data.doubles import tell_doubles
 from pitstop.data.listing import (
     Layout,
     arrange,
@@ -103,11 +103,10 @@ def load_photos(
         say(note)
     members = [member for split in layout.splits.values() for member in split]
     # Of a dry run, which reads nothing, the archive may lie where nothing can be read.
-    place = place_of(path, members)
-    pictures = Pictures(place, Texts(member.name for member in members), load_size(image_size), say)
+    pictures = Pictures(place_of(path, members), Texts(member.name for member in members), load_size(image_size), say)
     processes = number_of(workers, torch.device("cuda"))  # nothing trains yet
     skipped = {row: "too large a file" for row, member in enumerate(members) if member.num_bytes > MAX_FILE_BYTES}
-    if check and (path.is_dir() or has_random_access(path)):
+    if check := check and (path.is_dir() or has_random_access(path)):
         key = content_key(layout, "check")
         skipped |= broken_files(pictures, key, data_dir / "cache", workers=processes, may_write=may_write, say=say)
     notes = report_skipped({members[row].name: why for row, why in skipped.items()}, len(members), path, say)
@@ -115,8 +114,9 @@ def load_photos(
         key = content_key(layout, CACHE_VERSION, pictures.shorter, _decoders())
         pictures.pixels = _cached(pictures, key, data_dir / "cache", processes, say)
     photos = _photos(layout, skipped, pictures, path, image_size, seed, workers, [*layout.notes, *notes], say)
-    for line in doubles(photos.splits, [member.num_bytes for member in members]) if check else ():
-        say(f"advice: {line}")
+    if check:
+        file = data_dir / "cache" / f"alike-{content_key(layout, 'alike', photos.train.fingerprint)}.json"
+        tell_doubles(photos.splits, [member.num_bytes for member in members], file, may_write=may_write, say=say)
     return photos
 
 

@@ -18,6 +18,8 @@ from pitstop.data.places import Place
 from pitstop.data.texts import Texts
 from pitstop.data.workers import NumWorkers, bring, number_of, piece_images
 
+REPLACED = "Another image of its class takes its place."
+COUNTED_TWICE = "Another image of its class is counted in its place: the figures are not quite right."
 MAX_SUBSTITUTES = 20  # in a row: then it is not a file that is broken, but the disk
 Broken = list[tuple[int, str]]  # rows that cannot be read, and why
 View = Callable[[Tensor, int], Tensor]  # uint8 image_CHW, position -> uint8 [3, size, size]
@@ -50,12 +52,12 @@ class Pictures:
             return error.strerror or str(error)
         return decode_photo(data, self.shorter) if len(data) <= MAX_FILE_BYTES else "too large a file"
 
-    def report(self, broken: Broken) -> None:
-        """Says, once for each file, that it cannot be read."""
+    def report(self, broken: Broken, consequence: str) -> None:
+        """Says, once for each file, that it cannot be read, and what follows from it."""
         for row, reason in broken:
             if row not in self._told:
                 self._told.add(row)
-                self._say(f"{self.names[row]}: {reason}. Another image of its class takes its place.")
+                self._say(f"{self.names[row]}: {reason}. {consequence}")
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,16 @@ class PhotoSet:
     def read(self, spans: Sequence[tuple[int, int]]) -> Generator[Tensor, None, None]:
         """uint8 images_BCHW of each span (first, end), in order, on the device: the middle of each photo."""
         groups = (np.arange(first, end) for first, end in spans)
-        return self.brought(((indices_B, indices_B) for indices_B in groups), self._middle)
+        return self.brought(((indices_B, indices_B) for indices_B in groups), self._middle, COUNTED_TWICE)
 
     def _middle(self, image_CHW: Tensor, _: int) -> Tensor:
         return centre(image_CHW, self.size)
 
-    def brought(self, groups: Iterable[Group], view: View) -> Generator[Tensor, None, None]:
-        """For each group: `view` of its images, made by the workers, as uint8 images_BCHW on the device.
+    def brought(
+        self, groups: Iterable[Group], view: View, consequence: str = REPLACED
+    ) -> Generator[Tensor, None, None]:
+        """For each group: `view` of its images, made by the workers, as uint8 images_BCHW on the device. What is
+        said of a file that cannot be read ends in `consequence`.
 
         Raises:
             RuntimeError: a worker was killed, or one file after the other cannot be read.
@@ -122,11 +127,11 @@ class PhotoSet:
 
         with closing(bring(work, pieces(), workers)) as results:
             for images_BCHW, broken in results:
-                self.pictures.report(broken)
+                self.pictures.report(broken, consequence)
                 gathered, missing = [images_BCHW], lengths.popleft() - len(images_BCHW)
                 while missing:
                     images_BCHW, broken = next(results)
-                    self.pictures.report(broken)
+                    self.pictures.report(broken, consequence)
                     gathered.append(images_BCHW)
                     missing -= len(images_BCHW)
                 yield self._on_device(gathered)

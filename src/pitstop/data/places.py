@@ -16,6 +16,7 @@ import numpy as np
 
 from pitstop import files
 from pitstop.data.archive import DAMAGED, Member, Source, open_source
+from pitstop.data.decode import MAX_FILE_BYTES
 from pitstop.data.texts import Texts
 from pitstop.errors import UserError
 from pitstop.locks import exclusive
@@ -50,6 +51,8 @@ class Packed:
 
     def open(self, row: int) -> BinaryIO:
         offset, length, method, checksum, num_bytes = self._spans_N5[row].tolist()
+        if num_bytes > MAX_FILE_BYTES:  # before it is in memory
+            raise OSError(errno.EFBIG, "too large a file")
         if method < 0:
             return io.BytesIO(self._read(offset, length))
         header = self._read(offset, 30)

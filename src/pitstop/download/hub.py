@@ -12,9 +12,9 @@ from typing import Any
 from urllib.error import HTTPError
 
 from pitstop.download.answer import answer, later, words
-from pitstop.download.transfer import ANSWER_SECONDS, BACKOFF_SECONDS, DownloadError
+from pitstop.download.transfer import ANSWER_SECONDS, BACKOFF_SECONDS, FIRST_RETRIES, DownloadError
 
-MAX_REDIRECTS, MAX_RETRIES = 5, 3
+MAX_REDIRECTS = 5
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r"[\w.-]{1,128}")  # it becomes the name of a file
 
@@ -58,7 +58,7 @@ def look_up(url: str, say: Callable[[str], None]) -> HubFile | None:
             place = urllib.parse.urljoin(place, headers["Location"])
         elif status == 404:
             return None
-        elif later(status) and retries < MAX_RETRIES:
+        elif later(status) and retries < FIRST_RETRIES:
             retries += 1
             say(f"{place}: the server answers {status} {reason}: asking again.")
             time.sleep(BACKOFF_SECONDS * 2 ** (retries - 1))

@@ -18,8 +18,9 @@ from pitstop.download.checksum import Checksum
 from pitstop.errors import UserError
 from pitstop.locks import exclusive
 
-ANSWER_SECONDS = 8.0  # for all mirrors together, until one answers
+ANSWER_SECONDS = 4.0  # for all mirrors together, until one answers: with a cold start of torch less than 10 s
 MAX_RETRIES = 4  # in a row that bring less than ENOUGH_BYTES
+FIRST_RETRIES = 2  # before the first byte: a person waits for the error
 MAX_ANEW = 3  # times that what is there cannot be continued
 ENOUGH_BYTES = 1 << 20
 BACKOFF_SECONDS = 1.0  # before the first retry; then twice as long each time
@@ -137,7 +138,7 @@ class _Transfer:
             here = size_of(self.part)
             self.failures = 0 if here >= self.best_bytes + ENOUGH_BYTES else self.failures + 1
             self.best_bytes = max(self.best_bytes, here)
-            if trouble.lasting or self.failures > MAX_RETRIES:
+            if trouble.lasting or self.failures > (MAX_RETRIES if self.arrived else FIRST_RETRIES):
                 kept = f" {here / 1e6:,.1f} MB are kept and continued next time." if here else ""
                 raise DownloadError(f"Cannot download {self.url}: {trouble.cause}.{kept}")
             wait_seconds = BACKOFF_SECONDS * 2 ** max(0, self.failures - 1)

@@ -54,9 +54,14 @@ def timm_model(about: dict[str, Any]) -> Any:
     return model
 
 
+def architecture(about: dict[str, Any]) -> str:
+    """The name without the tag of the pretrained weights."""
+    return str(about["model"]).partition(".")[0]
+
+
 def fits_torchvision(about: dict[str, Any]) -> bool:
     """Whether torchvision has the same model under the same names: it knows three channels and its own stem."""
-    return about["model"] in TORCHVISION and about["stem"] == "imagenet" and about["channels"] == 3
+    return architecture(about) in TORCHVISION and about["stem"] == "imagenet" and about["channels"] == 3
 
 
 def computed(model: Any, images_NCHW: Array) -> Array:
@@ -87,7 +92,7 @@ def from_pth(file: Path, images_NCHW: Array) -> Iterator[Array]:
     model.load_state_dict(state)
     yield computed(model, normalised(images_NCHW, about))
     if fits_torchvision(about):
-        model = import_module("torchvision.models").get_model(about["model"], num_classes=len(about["classes"]))
+        model = import_module("torchvision.models").get_model(architecture(about), num_classes=len(about["classes"]))
         model.load_state_dict(state)
         yield computed(model, normalised(images_NCHW, about))
 

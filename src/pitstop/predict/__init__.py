@@ -18,7 +18,7 @@ class Predict(TrainedFlags):
     were skipped, each of them named; 76: Ctrl-C, what was done is there; 2: nothing was started."""
 
     images: str
-    """an image, a folder (with all below it), a .zip, or a pattern such as 'photos/**/*.jpg'; as many as you like"""
+    """an image, a folder (all below it), a .zip or .tar.gz, a pattern like 'photos/**/*.jpg'; as many as you like"""
     top: int = Field(5, ge=1)
     """how many classes to name for each image, the likeliest first; at most all that there are"""
     format: Literal["table", "csv", "json"] = "table"

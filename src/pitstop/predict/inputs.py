@@ -3,14 +3,17 @@
 import glob
 import os
 import stat
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pitstop.data import decode as decoding
-from pitstop.data.archive import DAMAGED, is_ignored, zip_names
+from pitstop.data.archive import ARCHIVE_SUFFIXES, DAMAGED, is_ignored, zip_names
 from pitstop.errors import UserError
 
 
@@ -60,6 +63,8 @@ def _at(path: str, stack: ExitStack) -> Iterator[Picture]:
             yield Picture(shown(file), _File(file))
     elif path.lower().endswith(".zip"):
         yield from _members(path, stack)
+    elif path.lower().endswith(ARCHIVE_SUFFIXES):
+        yield from _unpacked(path, stack)
     else:
         yield Picture(shown(path), _File(path))
 
@@ -74,8 +79,14 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
             continue
         if entry.is_dir():
             yield from _walk(entry.path, above | {(here.st_dev, here.st_ino)})
-        elif os.path.splitext(entry.name)[1].lower() in decoding.SUFFIXES:
+        elif _is_image(entry.name):
             yield entry.path
+
+
+def _is_image(name: str) -> bool:
+    """By its name, which may have folders in it."""
+    ignored = any(is_ignored(part) for part in name.split("/") if part != ".")
+    return not ignored and os.path.splitext(name)[1].lower() in decoding.SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +107,10 @@ def _members(path: str, stack: ExitStack) -> Iterator[Picture]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except DAMAGED as error:
-        raise UserError(
-            f"{shown(path)} cannot be read ({error or type(error).__name__}): copy it here again."
-        ) from error
+        raise _damaged(path, error) from error
     named = sorted((name, info.header_offset, info) for name, info in zip_names(archive) if not name.endswith("/"))
     for name, _, info in named:
-        ignored = any(is_ignored(part) for part in name.split("/"))
-        if not ignored and os.path.splitext(name)[1].lower() in decoding.SUFFIXES:
+        if _is_image(name):
             yield Picture(shown(f"{path}/{name}"), _Member(archive, info))
 
 
@@ -118,6 +126,30 @@ class _Member:
             return too_large(self.info.file_size) or self.archive.read(self.info)
         except DAMAGED as error:
             return f"damaged in the archive ({error})"
+
+
+def _unpacked(path: str, stack: ExitStack) -> Iterator[Picture]:
+    """Images of a .tar, as files in a folder for the time being: a compressed one is slow to read in any other order
+    than its own. The names of the files are ours, so that none leads out of the folder."""
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="pitstop-predict-")))
+    read: dict[str, Callable[[], bytes | str]] = {}
+    try:
+        with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as archive:
+            for number, info in enumerate(archive):
+                if not info.isreg() or not _is_image(info.name):
+                    continue
+                read[info.name.removeprefix("./")] = partial(too_large, info.size)
+                if not too_large(info.size) and (data := archive.extractfile(info)):
+                    (folder / str(number)).write_bytes(data.read())
+                    read[info.name.removeprefix("./")] = _File(str(folder / str(number)))
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+    for name in sorted(read):
+        yield Picture(shown(f"{path}/{name}"), read[name])
+
+
+def _damaged(path: str, error: BaseException) -> UserError:
+    return UserError(f"{shown(path)} cannot be read ({error or type(error).__name__}): copy it here again.")
 
 
 def too_large(num_bytes: int) -> str:

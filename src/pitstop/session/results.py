@@ -144,8 +144,8 @@ class Results:
         """`class_accuracy` of a row: {class: share of its images that were right}, of those that have images."""
         if not isinstance(result, Evaluation) or not self._fits(result) or len(self._classes) > CLASSES_UP_TO:
             return {}
-        confusion_KK = result.confusion_KK
-        counts = zip(self._classes, confusion_KK.diagonal().tolist(), confusion_KK.sum(1).tolist(), strict=True)
+        hits_K, support_K, _ = result.counts_K
+        counts = zip(self._classes, hits_K.tolist(), support_K.tolist(), strict=True)
         return {"class_accuracy": {name: round(hits / images, 6) for name, hits, images in counts if images}}
 
     def _fits(self, result: Evaluation) -> bool:
@@ -186,9 +186,8 @@ class Results:
 
     def _look(self, epoch: float, result: Evaluation) -> None:
         if self._watch:
-            confusion_KK = result.confusion_KK
-            support_K = confusion_KK.sum(1)
-            recall_K = confusion_KK.diagonal() / support_K  # NaN where there is no image
+            hits_K, support_K, _ = result.counts_K
+            recall_K = hits_K / support_K  # NaN where there is no image
             self._advise(self._watch.evaluation(epoch, result["accuracy"], recall_K.tolist(), support_K.tolist()))
 
     def _advise(self, lines: Sequence[str]) -> None:

@@ -99,10 +99,10 @@ class Session:
         self._attempt.definition.owns(self._results.given(train, [each for each in others if each], held_out) | also)
         return tuple(each and each.to(self.device) for each in (train, *others))
 
-    def keep(self, best: Best, judged: nn.Module, card: dict[str, Any], **owners: state.Stateful) -> None:
+    def keep(self, best: Best, judged: nn.Module, card: dict[str, Any], **owners: state.Stateful | None) -> None:
         """The best weights of `judged`, the model that is evaluated, are kept in best/, whatever happens. Before
-        `restore`; `owners` as for `track`."""
-        self.track(best=best, **owners)
+        `restore`; `owners` as for `track`, without those that are None."""
+        self.track(best=best, **{name: owner for name, owner in owners.items() if owner is not None})
         self._results.keep(best, judged, card)
 
     def track(self, **owners: state.Stateful) -> None:
