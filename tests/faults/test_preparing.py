@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,11 @@ def test_a_download_under_pitstop_launch(
     asks_for_the_rest(run, server, downloads(run).stat().st_size)
 
 
+# Of torch 2.6: its compiler passes over torch's own modules, and a classifier is one.
+compiles = pytest.mark.skipif(version("torch").startswith("2.6."), reason="no classifier alone is compiled")
+
+
+@compiles
 @pytest.mark.parametrize(("ranks", "apart"), [(1, 0.0), (3, 0.0), (3, 0.5)])
 def test_a_compilation(ranks: int, apart: float, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """In the first step of an attempt that goes on at step 5: no step is computed, the checkpoint is as it was. So too
@@ -156,6 +162,7 @@ def test_a_compilation(ranks: int, apart: float, tiny: Callable[..., Run], clean
     assert_same(run, clean(ranks=ranks))
 
 
+@compiles
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_compilation_for_the_evaluation(ranks: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """After the first step there is something to lose: it ends, and the run stops at the step where it stood."""
