@@ -116,7 +116,7 @@ def _row(name: str, group: Sequence[Run], latency: bool) -> Compared:
         except UserError as error:
             complaint = f"{name}: {error}"
     bills = [account.totals(run) for run in group]
-    billed = all(bill["price"] for bill in bills) and len({bill["currency"] for bill in bills}) == 1
+    billed = all(bill["price"] or bill["cost"] for bill in bills) and len({bill["currency"] for bill in bills}) == 1
     done = [run for run in group if run.status.get("state") == "finished"]
     speeds = [speed for run in group if (speed := _speed(run)) is not None]
     return Compared(

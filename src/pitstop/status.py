@@ -109,7 +109,7 @@ def look(run: Path) -> Glance:
         total_steps=None if total is None else int(total),
         accuracy=_number(status.get("result") or row, "accuracy"),
         left_seconds=None if state == "finished" else _left(_last(metrics, b'"kind": "train"'), config, step, total),
-        cost=_number(status, "cost") if status.get("price") else None,
+        cost=_number(status, "cost") if status.get("price") or status.get("cost") else None,
         currency=str(status.get("currency", "")),
         command="" if state in ("running", "finished") or not config else _command(run, about, damaged),
         damaged=damaged,

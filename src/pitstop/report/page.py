@@ -108,7 +108,7 @@ def _headline(
     note = (
         words("told", name=words("interval"), value=interval(scores.hits, scores.images)) if scores else words("so_far")
     )
-    priced = bool(totals["price"])
+    priced = bool(totals["price"] or totals["cost"])  # the last attempt may have had no price
     return [
         {"name": words("accuracy"), "value": DASH if told is None else percent(told), "note": note},
         {
@@ -171,7 +171,7 @@ def time_and_money(run: Run, attempts: Sequence[Attempt], totals: Context, words
     redone = words("redone_steps", count=totals["redone_steps"]) if totals["redone_steps"] else ""
     return {
         "parts": PARTS,
-        "priced": bool(totals["price"]),
+        "priced": bool(totals["price"] or totals["cost"]),
         "attempts": [
             {
                 "number": attempt.number,
