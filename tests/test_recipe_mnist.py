@@ -56,8 +56,8 @@ def test_it_learns_from_weights_of_three_channels(folder: Path, tmp_path: Path) 
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
     flags = (f"--data={folder}", "--model=test_resnet", "--batch_size=20", "--epochs=3", "--peak_lr=0.05")
     said = recipe(tmp_path, *flags, f"--weights={tmp_path / 'w.safetensors'}")
-    assert "made to fit 1 channels: conv1.0.weight" in said
-    assert "begin fresh: fc.weight (2, " in said
+    assert "made to fit the channels (1): conv1.0.weight" in said
+    assert "begin fresh (2): fc.weight (2, " in said
     run = tmp_path / "runs" / "run"
     assert json.loads((run / "status.json").read_text())["result"]["accuracy"] > 0.9
     assert load_file(run / "final" / "model.safetensors")["conv1.0.weight"].shape[1] == 1

@@ -28,7 +28,8 @@ MARK = "STORM_MARK"  # in the environment of all that is started, to be found in
 # 52 steps: about two seconds, twenty saves
 FLAGS = ("--epochs", "6", "--save_every", "2steps", "--keep", "2")
 MOST_LOST = 5  # steps: of the interval, of the save that is in flight meanwhile, and the one that is computed just then
-KNOWN = {"checkpoints", "config.json", "events.jsonl", "final", "lock", "metrics.jsonl", "status.json", "train.log"}
+KNOWN = {"checkpoints", "config.json", "events.jsonl", "final", "lock", "metrics.jsonl", "samples", "status.json"}
+KNOWN |= {"train.log"}
 
 
 @dataclass
