@@ -127,10 +127,18 @@ class Machine:
 
 def look(s3: S3, bucket: str) -> list[int]:
     """The steps that `latest` names, the newest first, after everything that it names was found whole."""
-    data = s3.get(bucket, f"{PREFIX}/latest")
-    if not data:  # none, or moto is just writing it anew: S3 itself gives the old or the new
-        return []
-    latest = json.loads(data)
+    while True:
+        data = s3.get(bucket, f"{PREFIX}/latest")
+        if not data:  # none, or moto is just writing it anew: S3 itself gives the old or the new
+            return []
+        try:
+            return _whole(s3, bucket, json.loads(data))
+        except (AssertionError, json.JSONDecodeError):
+            if s3.get(bucket, f"{PREFIX}/latest") == data:  # else what it named may have been pruned meanwhile
+                raise
+
+
+def _whole(s3: S3, bucket: str, latest: dict[str, Any]) -> list[int]:
     steps = []
     for stored in latest["checkpoints"]:
         manifest = json.loads(s3.get(bucket, f"{PREFIX}/{stored['path']}/manifest.json") or b"")
