@@ -60,7 +60,8 @@ def test_away_from_the_first_call_on(
     run = tracked("--epochs", "2")
     _, without = timed(run, tmp_path / "without.jsonl", "--tracker", "none", "--runs_dir", "without")
     job, took = timed(run, tmp_path / "with.jsonl", **env)
-    assert took["first step"] < without["first step"] + 1, (took, without)
+    most = 1 if fault == "hang" else 3  # what hangs is the worst; the others shall not fail on a machine that is busy
+    assert took["first step"] < without["first step"] + most, (took, without)
     assert took["last step"] < without["last step"] + 5, (took, without)
     assert took["end"] < without["end"] + 30, (took, without)
     assert took["said"] < took["first step"] + seconds, took
