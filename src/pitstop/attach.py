@@ -1,6 +1,5 @@
 """`pitstop attach`: looks at a run from another terminal, and never touches it."""
 
-import contextlib
 import os
 import platform
 import sys
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from pitstop.errors import FINISHED, UserError
 from pitstop.files import boot_id, read_json
+from pitstop.launcher import command_line
 from pitstop.rundir import RunDirectory
 from pitstop.runs import Flags, find_run, flags_of
 
@@ -71,9 +71,8 @@ def _launches(runs_dir: Path) -> list[int]:
     living = []
     for log in sorted(runs_dir.glob("launch-*-*.log"), reverse=True):
         pid = log.stem.rpartition("-")[2]
-        with contextlib.suppress(OSError):
-            if pid.isdigit() and b"\0launch\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                living.append(int(pid))
+        if pid.isdigit() and "launch" in command_line(int(pid)):
+            living.append(int(pid))
     return living
 
 

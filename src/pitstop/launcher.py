@@ -4,6 +4,7 @@ come through accelerate."""
 import os
 import signal
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def note_hangups() -> None:
     """A SIGHUP ends nothing from here on; what it means, a session decides."""
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda number, _: hangups.append(number))
+
+
+def background_log(runs_dir: Path, pid: int) -> Path:
+    """Where the output of a launch in the background goes; `pitstop attach` finds its process by the name."""
+    return runs_dir.absolute() / f"launch-{datetime.now():%Y%m%d-%H%M%S}-{pid}.log"
 
 
 def command_line(pid: int) -> list[str]:

@@ -1,26 +1,19 @@
 """What a row has beside its figures: accuracies of classes, and at the end pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
+from evaluations import Images
 from PIL import Image
 from torch import Tensor
 
 from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
 from pitstop.session.results import Results
-
-
-class Images(NamedTuple):
-    images_NCHW: Tensor
-    labels_N: Tensor
-
-    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-        return (self.images_NCHW[first:end] for first, end in spans)
 
 
 class Train(NamedTuple):

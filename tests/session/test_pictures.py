@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from evaluations import evaluated
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from pitstop.evaluate import Evaluation
 from pitstop.session.pictures import (
     NUM_PICTURES,
     NUM_SHOWN,
@@ -25,23 +24,6 @@ from pitstop.session.pictures import (
 )
 
 CLASSES = ["a", "b", "\u732b", "d"]
-
-
-class Images(NamedTuple):
-    images_NCHW: Tensor
-    labels_N: Tensor
-    names: list[str]
-
-    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-        return (self.images_NCHW[first:end] for first, end in spans)
-
-
-def evaluated(count: int, classes: int, channels: int = 3) -> Evaluation:
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (count, channels, 4, 4), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    logits = torch.randn(count, classes, generator=generator) + 2 * torch.eye(classes)[labels]
-    return Evaluation({"accuracy": 0.5}, logits, Images(pixels, labels, [f"\u732b {n}.png" for n in range(count)]))
 
 
 def test_rows_are_those_that_numpy_finds() -> None:

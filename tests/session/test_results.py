@@ -1,13 +1,13 @@
 """What becomes of figures beside their rows: best/, predictions/, advice."""
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pytest
 import torch
+from evaluations import Images, evaluated
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,23 +15,6 @@ from pitstop.config import RecipeConfig
 from pitstop.evaluate import Evaluation
 from pitstop.selection import Best
 from pitstop.session.results import Results
-
-
-class Images(NamedTuple):
-    images_NCHW: Tensor
-    labels_N: Tensor
-    names: list[str]
-
-    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-        return (self.images_NCHW[first:end] for first, end in spans)
-
-
-def evaluated(count: int, classes: int) -> Evaluation:
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    logits = torch.randn(count, classes, generator=generator) + 2 * torch.eye(classes)[labels]
-    return Evaluation({"accuracy": 0.5}, logits, Images(pixels, labels, [f"\u732b {n}.png" for n in range(count)]))
 
 
 class Weighed(RecipeConfig):

@@ -7,10 +7,9 @@ leave, and the agent's own command is given again, in a session without a termin
 
 import os
 import subprocess
-from datetime import datetime
 from pathlib import Path
 
-from pitstop.launcher import command_line, is_launcher
+from pitstop.launcher import background_log, command_line, is_launcher
 
 WAIT_TURNS = 300  # of a fifth of a second: for the agent to end, whose port is needed again
 SCRIPT = '''i=0; while kill -0 "$0" 2>/dev/null && [ $i -lt "$1" ]; do i=$((i+1)); sleep 0.2; done; shift; exec "$@"'''
@@ -30,8 +29,7 @@ def start_again(runs_dir: Path) -> Path | None:
     variables = (process / "environ").read_bytes().split(b"\0")  # its own: ours has what it gave its ranks
     env = dict(variable.split(b"=", 1) for variable in variables if b"=" in variable)
     runs_dir.mkdir(parents=True, exist_ok=True)
-    begun = runs_dir.absolute() / f"launch-{datetime.now():%Y%m%d-%H%M%S}"
-    nameless = begun.with_name(f"{begun.name}.log")
+    nameless = background_log(runs_dir, os.getpid())
     with open(nameless, "ab") as output:
         heir = subprocess.Popen(
             ["/bin/sh", "-c", SCRIPT, str(agent), str(WAIT_TURNS), *command_line(agent)],
@@ -42,4 +40,4 @@ def start_again(runs_dir: Path) -> Path | None:
             stderr=output,
             start_new_session=True,
         )
-    return nameless.rename(begun.with_name(f"{begun.name}-{heir.pid}.log"))  # as `pitstop attach` knows launches
+    return nameless.rename(background_log(runs_dir, heir.pid))

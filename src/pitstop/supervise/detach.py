@@ -2,10 +2,10 @@
 
 import json
 import os
-from datetime import datetime
 from pathlib import Path
 
 from pitstop.errors import UserError
+from pitstop.launcher import background_log
 
 
 def detach(runs_dir: Path) -> tuple[int, Path] | None:
@@ -48,7 +48,7 @@ def detach(runs_dir: Path) -> tuple[int, Path] | None:
 
 def _redirect(runs_dir: Path) -> dict[str, object]:
     """No input; output and errors to a log that is named after this process."""
-    log = runs_dir.absolute() / f"launch-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    log = background_log(runs_dir, os.getpid())
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         null = os.open(os.devnull, os.O_RDONLY)
