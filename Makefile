@@ -24,8 +24,8 @@ check:
 test:
 	$(PYTHON) -m pytest $(BESIDE)
 
-storm:  ## killed before every call of a run; 500 restarts (RESTARTS=100 for fewer): the same bits, nothing leaked
-	PITSTOP_TEST_SWEEP=all $(PYTHON) -m pytest -q tests/faults/test_calls.py
+storm:  ## every fault in its long form; 500 restarts (RESTARTS=100 for fewer): the same bits, nothing leaked
+	PITSTOP_TEST_SWEEP=all $(PYTHON) -m pytest -q $(BESIDE) tests/faults
 	$(PYTHON) tests/faults/storm.py --restarts $(or $(RESTARTS),500)
 
 bench:  ## prints tables, asserts nothing

@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults.harness import Run, Warm
+from faults.harness import LONG_FORM, Run, Warm
+from tracked import FLAGS, Tracked
+from wandb_server import WandbServer
 
 # Started by a shell with `&`, or by nohup: what tests start would inherit the deafness.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The short form leaves out what is marked as long."""
+    left_out = [] if LONG_FORM else [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -51,3 +60,16 @@ def clean(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return known[key]
 
     return find
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    """A W&B server."""
+    with WandbServer() as server:
+        yield server
+
+
+@pytest.fixture
+def tracked(warm: Warm, tmp_path: Path) -> Callable[..., Tracked]:
+    """Makes a run that sends its rows there."""
+    return lambda *flags, **env: Tracked(warm, tmp_path / "run", *FLAGS, *flags, **env)

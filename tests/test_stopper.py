@@ -83,12 +83,41 @@ def test_the_launcher_says_how_long_a_signal_leaves(installed: Stopper, monkeypa
 
 
 def test_signals_end_a_process_that_waits_and_are_handled_again_after_an_error(installed: Stopper) -> None:
-    with contextlib.suppress(ValueError), installed.waiting():
+    with contextlib.suppress(ValueError), installed.waiting(lambda: None):
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         raise ValueError
     installed.arm()
     send(signal.SIGTERM)
     assert installed.look() == START_AGAIN
+
+
+WAITS = """
+    import ctypes, os, sys
+    from pitstop.stopper import Stopper
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    stopper = Stopper()
+    stopper.install()
+    before = sorted(os.listdir("/proc/self/fd"))
+    with stopper.waiting(lambda: os.write(1, b"last words ")):
+        if sys.argv[1] == "in":
+            os.write(1, b"waits ")
+            ctypes.CDLL(None).select(0, None, None, None, None)  # as torch does: for ever, and in C
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    os.write(1, b"waits ")
+    ctypes.CDLL(None).pause()
+"""
+
+
+@pytest.mark.parametrize(("place", "said"), [("in", b"waits last words "), ("after", b"waits ")])
+def test_a_hangup_ends_a_process_that_waits(place: str, said: bytes) -> None:
+    """Wherever its main thread is; and after it, in the ordinary way, once Python's handlers run again."""
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(WAITS), place], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process, process.stdout as output:
+        heard = output.read(6)
+        process.send_signal(signal.SIGHUP)
+        heard += output.read()
+    assert (heard, process.returncode) == (said, START_AGAIN)
 
 
 @pytest.mark.parametrize("armed", [False, True])

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -87,14 +88,16 @@ class Stopper:
             (self._handle if _agent() else self._hung_up)(hangups[-1], None)
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self, hung_up: Callable[[], object]) -> Iterator[None]:
         """While torch waits, in C++, for other ranks that may never come, no handler of Python's runs: so a signal, and
-        the death of an agent, end the process as they end any other. Nothing is lost before the first step."""
+        the death of an agent, end the process as they end any other. Nothing is lost before the first step. Where a
+        closed terminal ends it, `hung_up` is called before, in a thread."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         self._ask_for(signal.SIGKILL if _agent() else PARENT_DIED)
         try:
-            yield
+            with _in_a_thread(signal.SIGHUP, hung_up) if _agent() else contextlib.nullcontext():
+                yield
         finally:
             for number in SIGNALS:
                 signal.signal(number, self._handle)
@@ -192,6 +195,38 @@ class Stopper:
             raise SystemExit(self.exit_code)
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, f"\n{why}: saving after this step, then leaving\n".encode())
+
+
+@contextlib.contextmanager
+def _in_a_thread(number: signal.Signals, last_words: Callable[[], object]) -> Iterator[None]:
+    """The signal ends this process after `last_words`, wherever the main thread is: what Python's own handler in C
+    writes to a pipe (`signal.set_wakeup_fd`) comes through at once."""
+    late: list[int] = []
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+
+    def watch() -> None:
+        while signals := os.read(readable, 64):
+            if number in signals:
+                try:
+                    last_words()
+                finally:
+                    os._exit(START_AGAIN)
+
+    thread = threading.Thread(target=watch, name="hangup", daemon=True)
+    handler = signal.signal(number, lambda number, _: late.append(number))
+    thread.start()
+    outer = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(outer)
+        os.close(writable)
+        thread.join()  # and does not come back if it has met the signal
+        os.close(readable)
+        signal.signal(number, handler)
+        if late and callable(handler):
+            handler(number, None)
 
 
 def _agent() -> bool:

@@ -18,6 +18,7 @@ from pitstop.record import WALL_CLOCK_FIELDS
 TESTS = Path(__file__).resolve().parents[1]
 TINY = TESTS / "tiny.py"
 TIMEOUT_SECONDS = 120
+LONG_FORM = os.environ.get("PITSTOP_TEST_SWEEP") == "all"  # as `make storm` says it
 
 
 @dataclass

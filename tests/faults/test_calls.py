@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faults.harness import Run, assert_same
+from faults.harness import LONG_FORM, Run, assert_same
 
 from pitstop import checkpoint
 
-EVERY = 1 if os.environ.get("PITSTOP_TEST_SWEEP") == "all" else 5  # `make storm` takes all
+EVERY = 1 if LONG_FORM else 5
 SHORT = ("--epochs", "1", "--images", "100", "--save_every", "2steps", "--keep", "1", "--log_every", "2")
 
 

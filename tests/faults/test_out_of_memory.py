@@ -132,7 +132,7 @@ def test_a_smaller_device_and_a_larger_one(tiny: Callable[..., Run], clean: Call
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_one_of_three_ranks_in_the_middle(rank: int, tiny: Callable[..., Run]) -> None:
     """The others wait for it in a sum: all end within seconds, not after the group's ten minutes; the next attempt
     takes half, by the same command."""

@@ -33,7 +33,7 @@ def training(run: Run, ranks: int, **env: str) -> Job:
     return job
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_rank_that_stands_still(rank: int, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """SIGSTOP: no connection breaks, nothing is ever sent. The other waits for as long as the group's time-out."""
     run = tiny(*SAVES, ranks=2)

@@ -4,9 +4,11 @@ A closed terminal never ends a run; a launcher that dies alone does, with a chec
 meet an orphan.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
+import re
 import select
 import signal
 import struct
@@ -101,28 +103,36 @@ def test_a_terminal_that_closes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "attempts"), [("step:5", 2), ("restored", 2), ("begin", 1)])
+@pytest.mark.parametrize(
+    ("before", "rank", "attempts"),
+    [("step:5", 0, 2), pytest.param("restored", 0, 2, marks=pytest.mark.long), ("begin", 0, 1), ("begin", 1, 2)],
+)
 def test_a_terminal_that_closes_with_several_ranks(
-    before: str, attempts: int, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
+    before: str, rank: int, attempts: int, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
 ) -> None:
-    """torchrun's agent takes that for a wish to stop: they save and leave, and the same command goes on elsewhere."""
+    """torchrun's agent takes that for a wish to stop: they save and leave, and the same command goes on elsewhere. Also
+    while one of them still imports, and the other waits for it in C++."""
     run, hold = tiny(), tmp_path / "hold"
     master, slave = os.openpty()
     several = [*LAUNCH[:2], "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher = start(run, several, terminal=slave, HOLD_AT=before, HOLD=str(hold))
+    launcher = start(run, several, terminal=slave, HOLD_AT=before, HOLD=str(hold), KILL_RANK=str(rank))
     os.close(slave)
     os.set_blocking(master, False)
     wait_for(Path(f"{hold}.held"))
+    while before == "begin" and not any(map(waits_for_others, processes_of(run))):
+        time.sleep(0.02)
     os.close(master)
+    closed = time.monotonic()
     Path(f"{hold}.go").touch()
     launcher.wait(60)
+    assert time.monotonic() < closed + 20, "30 s after its word the agent kills"
     wait_for(run.folder / "runs" / "r" / "status.json")
     finished(run)
     assert run.status()["attempt"] == attempts
-    assert [event["reason"] for event in run.events("stopped")] == ["SIGHUP"] * (attempts - 1)
+    assert [event["reason"] for event in run.events("stopped")] == ["SIGHUP"] * (before != "begin")
     (log,) = (run.folder / "runs").glob("launch-*.log")
     assert f"attempt {attempts}" in log.read_text()
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and at_work_for(int(name), run)):
+    for pid in processes_of(run):
         ends(pid)
     assert_same(run, clean(ranks=2))
 
@@ -141,12 +151,24 @@ def finished(run: Run, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def at_work_for(pid: int, run: Run) -> bool:
-    """A process that still has the run's folder as its own."""
+def waits_for_others(pid: int) -> bool:
+    """A rank in torch's rendezvous: it hears of its launcher's death, and signals end it."""
     try:
-        return state(pid) != "Z" and Path(f"/proc/{pid}/cwd").readlink() == run.folder
-    except OSError:
+        (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    except (OSError, ValueError):
         return False
+    heard = {number for number in signal.Signals if int(caught, 16) >> (number - 1) & 1}
+    return signal.SIGUSR2 in heard and signal.SIGTERM not in heard
+
+
+def processes_of(run: Run) -> list[int]:
+    """Those that have the run's folder as their own."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            if state(int(name)) != "Z" and Path(f"/proc/{name}/cwd").readlink() == run.folder:
+                found.append(int(name))
+    return found
 
 
 @pytest.mark.slow

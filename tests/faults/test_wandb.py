@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.harness import Job, Warm
-from faults.tracked import Tracked, expected, mirrored, plain_sync, rows_at, shown, to_show
+from tracked import Tracked, expected, mirrored, plain_sync, rows_at, shown, to_show
 from wandb_server import KEY, WandbServer
 
 

@@ -37,7 +37,7 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
                 finished = attempt.look()
                 if finished and launched_world() == 1:
                     raise SystemExit(FINISHED)
-                with stopper.waiting() if launched_world() > 1 else nullcontext():
+                with stopper.waiting(lambda: _start_again(attempt)) if launched_world() > 1 else nullcontext():
                     place = find(config)
                 if place.of_rank_0(finished):
                     place.part()
@@ -54,15 +54,17 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
-            if stopper.hung_up and attempt.leads and attempt.wants_more:
-                _start_again(attempt.run.path.parent)
+            if stopper.hung_up:
+                _start_again(attempt)
             stopper.uninstall()
 
 
-def _start_again(runs_dir: Path) -> None:
-    """The terminal was closed, which is no wish to stop."""
+def _start_again(attempt: Attempt) -> None:
+    """The terminal was closed, which is no wish to stop: one of the ranks sees to it that the run goes on."""
+    if not attempt.leads or not attempt.wants_more:
+        return
     try:
-        log = start_again(runs_dir)
+        log = start_again(attempt.run.path.parent)
     except OSError as error:
         print(f"SIGHUP: the same command was not given again ({error.strerror})", file=sys.stderr, flush=True)
     else:

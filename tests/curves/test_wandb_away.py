@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from faults.harness import Job, Run
-from faults.tracked import FLAGS, Tracked, expected, mirrored, plain_sync, rows_at
+from tracked import FLAGS, Tracked, expected, mirrored, plain_sync, rows_at
 from wandb_server import WandbServer
 
 STEPS = 17  # of two epochs
@@ -73,7 +73,8 @@ def test_away_from_the_first_call_on(
     if fault == "down":
         server.up()
     server.fault = ""
-    plain_sync(run, tmp_path)
+    if fault == "hang":  # W&B's own, which takes seconds: what was left is the same in all these cases
+        plain_sync(run, tmp_path)
     for new in (len(expected(run)), 0):
         job = run.sync(server)
         assert (job.codes, f"{new} of them new" in job.text) == ([0], True), job.text

@@ -13,7 +13,7 @@ from faults.harness import Run, Warm
 from PIL import Image
 from safetensors.torch import load_file
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "finetune.py"
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune.py"
 SMALL = ("--model", "test_resnet", "--image_size", "24", "--batch_size", "12")
 OFTEN = ("--log_every", "3", "--save_every", "2steps")
 FOUR = ("--epochs", "4", "--peak_lr", "0.1")
