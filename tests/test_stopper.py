@@ -113,10 +113,10 @@ def test_a_hangup_ends_a_process_that_waits(place: str, said: bytes) -> None:
     """Wherever its main thread is; and after it, in the ordinary way, once Python's handlers run again."""
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(WAITS), place], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    with process, process.stdout as output:
-        heard = output.read(6)
+    with process:
+        heard = process.stdout.read(6)
         process.send_signal(signal.SIGHUP)
-        heard += output.read()
+        heard += process.communicate(timeout=20)[0]
     assert (heard, process.returncode) == (said, START_AGAIN)
 
 
