@@ -83,7 +83,7 @@ def test_the_launcher_says_how_long_a_signal_leaves(installed: Stopper, monkeypa
 
 
 def test_signals_end_a_process_that_waits_and_are_handled_again_after_an_error(installed: Stopper) -> None:
-    with contextlib.suppress(ValueError), installed.waiting(lambda: None):
+    with contextlib.suppress(ValueError), installed.waiting():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         raise ValueError
     installed.arm()
@@ -92,32 +92,70 @@ def test_signals_end_a_process_that_waits_and_are_handled_again_after_an_error(i
 
 
 WAITS = """
-    import ctypes, os, sys
+    import ctypes, os, signal, sys, time
+    from pitstop.launcher import hangups
     from pitstop.stopper import Stopper
     os.environ["TORCHELASTIC_RUN_ID"] = "none"
-    stopper = Stopper()
-    stopper.install()
+    place = sys.argv[1]
     before = sorted(os.listdir("/proc/self/fd"))
-    with stopper.waiting(lambda: os.write(1, b"last words ")):
-        if sys.argv[1] == "in":
+    stopper = Stopper()
+    stopper.install(lambda: os.write(1, b"hung up "))
+    if place == "armed":
+        stopper.arm()
+    try:
+        if place == "before":
+            hangups.append(signal.SIGHUP)
             os.write(1, b"waits ")
-            ctypes.CDLL(None).select(0, None, None, None, None)  # as torch does: for ever, and in C
+            stopper.heed_hangup()
+        if place == "C":
+            with stopper.waiting():
+                mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+                lock(mutex)
+                os.write(1, b"waits ")
+                lock(mutex)  # as torch does: for ever, and in C
+        os.write(1, b"waits ")
+        while not stopper.exit_code:
+            time.sleep(0.01)
+        time.sleep(0.2)  # all that was sent has come
+    finally:
+        stopper.uninstall()
     assert sorted(os.listdir("/proc/self/fd")) == before
-    os.write(1, b"waits ")
-    ctypes.CDLL(None).pause()
+    os.write(1, stopper.reason.encode())
+    sys.exit(stopper.exit_code)
 """
 
 
-@pytest.mark.parametrize(("place", "said"), [("in", b"waits last words "), ("after", b"waits ")])
-def test_a_hangup_ends_a_process_that_waits(place: str, said: bytes) -> None:
-    """Wherever its main thread is; and after it, in the ordinary way, once Python's handlers run again."""
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(WAITS), place], stdout=subprocess.PIPE)
+@pytest.mark.parametrize(
+    ("place", "numbers", "said"),
+    [
+        ("C", [signal.SIGHUP], "hung up "),
+        ("C", [signal.SIGHUP, signal.SIGTERM], "hung up "),
+        ("C", [signal.SIGTERM], ""),
+        ("Python", [signal.SIGHUP], "hung up "),
+        ("Python", [signal.SIGTERM], ""),
+        ("before", [], "hung up "),
+        ("armed", [signal.SIGHUP], "hung up SIGHUP"),
+        ("armed", [signal.SIGHUP, signal.SIGTERM], "hung up SIGHUP"),
+        ("armed", [signal.SIGTERM], "SIGTERM"),
+        ("armed", [signal.SIGTERM, signal.SIGHUP], "SIGTERM"),
+    ],
+)
+def test_a_hangup_under_an_agent(place: str, numbers: list[signal.Signals], said: str) -> None:
+    """It is heard at once, wherever the main thread is, and once; unless somebody wanted a stop before."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WAITS), place], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     assert process.stdout is not None
-    with process:
+    try:
         heard = process.stdout.read(6)
-        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.001)
         heard += process.communicate(timeout=20)[0]
-    assert (heard, process.returncode) == (said, START_AGAIN)
+    finally:
+        process.kill()
+    assert (heard.decode(), process.returncode) == (f"waits {said}", START_AGAIN)
 
 
 @pytest.mark.parametrize("armed", [False, True])
@@ -161,9 +199,7 @@ def test_under_an_agent_a_hangup_is_a_wish_to_stop(monkeypatch: pytest.MonkeyPat
         stop.arm()
         send(signal.SIGHUP)
         assert stop.look() == code
-        assert stop.hung_up == bool(code)
         send(signal.SIGTERM)  # but this is one
-        assert not stop.hung_up
         stop.uninstall()
         assert stop.look() == START_AGAIN
 

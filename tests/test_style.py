@@ -13,7 +13,8 @@ SOURCE = ROOT / "src" / "pitstop"
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 LAYERS = [  # imports point down only; a package counts as one module, inside it anything goes
-    {"errors", "files", "clocks", "locks", "download", "launcher", "values", "config", "usage", "flags", "randomness"},
+    {"errors", "files", "clocks", "locks", "download", "launcher", "values", "config", "usage", "flags", "randomness"}
+    | {"listener"},
     {"data", "augment", "models", "optim", "accumulate", "memory", "evaluate", "precision", "machine"}
     | {"pretrained", "weights", "crops", "mix", "ema", "selection", "balance"},
     {"rundir", "checkpoint", "state", "record", "stopper", "notice", "store", "meter", "disks", "output", "health"}
@@ -48,6 +49,7 @@ LIGHT = {  # for launchers: they need no torch
         "usage",
         "flags",
         "notice",
+        "listener",
         "stopper",
         "meter",
         "rundir",

@@ -4,8 +4,11 @@ come through accelerate."""
 import os
 import signal
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pitstop.files import write_json
@@ -21,9 +24,57 @@ hangups: list[int] = []  # signals, of a terminal that closed while this process
 
 
 def note_hangups() -> None:
-    """A SIGHUP ends nothing from here on; what it means, a session decides."""
+    """A closed terminal ends nothing from here on; what it means, a session decides."""
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda number, _: hangups.append(number))
+    if agent() and terminal_of(os.getppid()) > 0 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _hangup_or_end)
+
+
+def _hangup_or_end(number: int, frame: FrameType | None) -> None:
+    """An agent that hears twice that its terminal has closed passes SIGTERM on: see `Stopper`."""
+    if terminal_of(os.getppid()) == 0:
+        hangups.append(signal.SIGHUP)
+    else:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def started_by_agent() -> bool:
+    """Is the parent torchrun's agent, which passes SIGHUP on and kills 30 s later? Not that of `pitstop launch`."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and OUTCOME not in os.environ
+
+
+@dataclass(frozen=True)
+class Agent:
+    """torchrun's, which has started this process: how to start it once more."""
+
+    pid: int
+    command: list[str]
+    env: dict[bytes, bytes]  # its own: ours has what it gave its ranks
+    folder: Path
+
+
+@cache
+def agent() -> Agent | None:
+    """What was true at the first call, in `note_hangups`: it may end before this process does. None: there is none."""
+    pid = os.getppid()
+    if not started_by_agent() or not is_launcher(pid):
+        return None
+    process = Path(f"/proc/{pid}")
+    with suppress(OSError):
+        variables = (process / "environ").read_bytes().split(b"\0")
+        env = dict(variable.split(b"=", 1) for variable in variables if b"=" in variable)
+        return Agent(pid, command_line(pid), env, (process / "cwd").readlink())
+    return None
+
+
+def terminal_of(pid: int) -> int:
+    """The number of a process's controlling terminal; 0: it has none; -1: there is no such process, or no /proc."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4])
+    except OSError:
+        return -1
 
 
 def background_log(runs_dir: Path, pid: int) -> Path:

@@ -7,16 +7,19 @@ import contextlib
 import ctypes
 import os
 import signal
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import Any
 
 from pitstop.errors import PERSON_DECIDES, START_AGAIN
-from pitstop.launcher import GRACE, OUTCOME, hangups, is_launcher
+from pitstop.launcher import GRACE, hangups, is_launcher, started_by_agent, terminal_of
+from pitstop.listener import Listener
 from pitstop.notice import Notice
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -28,6 +31,7 @@ AT_ONCE_SECONDS = 3.0  # for the last words of a process that has nothing to sav
 LOOK_SECONDS = 1.0  # between two looks at clocks and files
 TOGETHER_SECONDS = 0.3  # within which a hangup and the death of the launcher that it causes arrive
 HANGUP_SECONDS = 5.0
+CPP_SECONDS = 5.0  # after which a process that was to leave at once stands in C++
 SIGNAL_FOLLOWS_SECONDS = 1.0  # all ranks are signalled one by one, and by a loaded machine
 
 
@@ -71,13 +75,20 @@ class Stopper:
         self._looked = time.monotonic()
         self._armed, self._interrupts = False, 0
         self._hangup: float | None = None
-        self._signals: set[int] = set()
         self._before: dict[signal.Signals, Any] = {}
+        self._leaving_until = 0.0
+        self._ear: Listener | None = None
+        self._had_terminal = False
+        self._terminal_lost: float | None = None
 
-    def install(self) -> None:
-        """Handles signals, and asks for one at the death of the launcher, if one has started this process."""
+    def install(self, hung_up: Callable[[], None] = lambda: None) -> None:
+        """Handles signals, and asks for one at the death of the launcher, if one has started this process. Where a
+        closed terminal is taken for a wish to stop, `hung_up` is called at once, in a thread."""
+        if started_by_agent():
+            self._had_terminal = terminal_of(os.getppid()) > 0
+            self._ear = Listener((signal.SIGHUP, *SIGNALS), partial(self._heard, hung_up))
         handlers = dict.fromkeys(SIGNALS, self._handle) | {PARENT_DIED: self._orphaned}
-        handlers |= {signal.SIGHUP: self._handle if _agent() else self._hung_up}
+        handlers |= {signal.SIGHUP: self._handle if started_by_agent() else self._hung_up}
         for number, handler in handlers.items():
             self._before[number] = signal.signal(number, handler)
         self._ask_for(PARENT_DIED)
@@ -85,21 +96,23 @@ class Stopper:
     def heed_hangup(self) -> None:
         """A terminal that closed before `install`. Raises SystemExit where that is taken for a wish to stop."""
         if hangups:
-            (self._handle if _agent() else self._hung_up)(hangups[-1], None)
+            if self._ear:
+                self._ear.tell(hangups[-1])
+            (self._handle if started_by_agent() else self._hung_up)(hangups[-1], None)
 
     @contextlib.contextmanager
-    def waiting(self, hung_up: Callable[[], object]) -> Iterator[None]:
+    def waiting(self) -> Iterator[None]:
         """While torch waits, in C++, for other ranks that may never come, no handler of Python's runs: so a signal, and
-        the death of an agent, end the process as they end any other. Nothing is lost before the first step. Where a
-        closed terminal ends it, `hung_up` is called before, in a thread."""
-        for number in SIGNALS:
+        the death of an agent, end the process as they end any other. Nothing is lost before the first step. (Under an
+        agent signals are heard in a thread.)"""
+        signals = () if self._ear else SIGNALS
+        for number in signals:
             signal.signal(number, signal.SIG_DFL)
-        self._ask_for(signal.SIGKILL if _agent() else PARENT_DIED)
+        self._ask_for(signal.SIGKILL if started_by_agent() else PARENT_DIED)
         try:
-            with _in_a_thread(signal.SIGHUP, hung_up) if _agent() else contextlib.nullcontext():
-                yield
+            yield
         finally:
-            for number in SIGNALS:
+            for number in signals:
                 signal.signal(number, self._handle)
             self._ask_for(PARENT_DIED)
 
@@ -127,6 +140,8 @@ class Stopper:
         self._limits += limits
 
     def uninstall(self) -> None:
+        if self._ear:
+            self._ear.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -139,6 +154,7 @@ class Stopper:
 
     def look_now(self) -> int:
         self._looked = time.monotonic()
+        self._terminal_closed()
         for limit in self._limits:
             if reason := limit.check():
                 self.request(reason, limit.exit_code)
@@ -165,19 +181,34 @@ class Stopper:
         """Until the process may be killed; None where nobody has said so."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    @property
-    def hung_up(self) -> bool:
-        """Nobody wants a stop, but torchrun's agent, which takes a closed terminal for one."""
-        return self._signals == {signal.SIGHUP} and self.reason == signal.SIGHUP.name
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
+        name = signal.Signals(self._meaning(number)).name
         self._interrupts += number == signal.SIGINT
-        self._signals.add(number)
         code = PERSON_DECIDES if number == signal.SIGINT else START_AGAIN
         seconds = float(os.environ.get(GRACE) or SIGNAL_SECONDS)
         self.request(name, code, time.monotonic() + seconds)
         self._leave_or_say(name, at_once=self._interrupts > 1)
+
+    def _heard(self, hung_up: Callable[[], None], number: int, closed: Event) -> None:
+        """In a thread, and once: what follows a hangup is the agent's second word for it."""
+        if self._meaning(number) == signal.SIGHUP and self.reason in ("", signal.SIGHUP.name):
+            hung_up()
+        if not self._armed and not closed.wait(CPP_SECONDS):
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(START_AGAIN)
+
+    def _meaning(self, number: int) -> int:
+        """A terminal tells its end twice, through its shell and by itself; an agent that hears the second SIGHUP while
+        it acts on the first sends SIGTERM."""
+        return signal.SIGHUP if number == signal.SIGTERM and self._terminal_closed() else number
+
+    def _terminal_closed(self) -> bool:
+        """Has the agent lost its terminal within the last seconds?"""
+        if not self._had_terminal or terminal_of(os.getppid()) != 0:
+            return False
+        self._terminal_lost = self._terminal_lost or time.monotonic()
+        return time.monotonic() - self._terminal_lost < HANGUP_SECONDS
 
     def _hung_up(self, number: int, frame: FrameType | None) -> None:
         self._hangup = time.monotonic()
@@ -190,45 +221,11 @@ class Stopper:
         self._leave_or_say("the launcher has died", at_once=False)
 
     def _leave_or_say(self, why: str, *, at_once: bool) -> None:
+        now = time.monotonic()
+        if not at_once and now < self._leaving_until:
+            return  # what it does on its way out is not cut short
         if at_once or not self._armed:
-            self.deadline = time.monotonic() + AT_ONCE_SECONDS
+            self.deadline = self._leaving_until = now + AT_ONCE_SECONDS
             raise SystemExit(self.exit_code)
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, f"\n{why}: saving after this step, then leaving\n".encode())
-
-
-@contextlib.contextmanager
-def _in_a_thread(number: signal.Signals, last_words: Callable[[], object]) -> Iterator[None]:
-    """The signal ends this process after `last_words`, wherever the main thread is: what Python's own handler in C
-    writes to a pipe (`signal.set_wakeup_fd`) comes through at once."""
-    late: list[int] = []
-    readable, writable = os.pipe()
-    os.set_blocking(writable, False)
-
-    def watch() -> None:
-        while signals := os.read(readable, 64):
-            if number in signals:
-                try:
-                    last_words()
-                finally:
-                    os._exit(START_AGAIN)
-
-    thread = threading.Thread(target=watch, name="hangup", daemon=True)
-    handler = signal.signal(number, lambda number, _: late.append(number))
-    thread.start()
-    outer = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(outer)
-        os.close(writable)
-        thread.join()  # and does not come back if it has met the signal
-        os.close(readable)
-        signal.signal(number, handler)
-        if late and callable(handler):
-            handler(number, None)
-
-
-def _agent() -> bool:
-    """Is the parent torchrun's agent, which passes SIGHUP on and kills 30 s later? Not that of `pitstop launch`."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and OUTCOME not in os.environ

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import select
 import signal
 import struct
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,22 @@ from faults.harness import TINY, Job, Run, assert_same
 from faults.holding import steps, stopped
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1"]
+INTERACTIVE = ("bash", "--norc", "-i", "-c")
+BASH = {
+    "none": (),
+    "leaves": (*INTERACTIVE, '"$0" "$@"; :'),
+    "lingers": (*INTERACTIVE, 'trap /bin/true EXIT; "$0" "$@"; :'),  # so that its SIGHUP and the kernel's are two
+}
+SETTLE_SECONDS = 3.0
 SLOW = {"STEP_SECONDS": "0.15"}
 ONE_THREAD = {"LOCAL_WORLD_SIZE": str(os.cpu_count())}  # as the clean run has
 
 
-def start(run: Run, program: list[str], *, terminal: int | None = None, **env: str) -> subprocess.Popen[bytes]:
+def start(
+    run: Run, program: list[str], *, shell: Sequence[str] = (), terminal: int | None = None, **env: str
+) -> subprocess.Popen[bytes]:
     """tiny.py by a real interpreter, in a session of its own, on a terminal or with its output in out.txt."""
-    command = [sys.executable, *program, str(TINY), "--name", "r", "--tracker", "none", "--precision", "fp32"]
+    command = [*shell, sys.executable, *program, str(TINY), "--name", "r", "--tracker", "none", "--precision", "fp32"]
     environment = os.environ | {
         "ACCELERATE_USE_CPU": "true",
         "CUDA_VISIBLE_DEVICES": "",
@@ -104,37 +112,61 @@ def test_a_terminal_that_closes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("before", "rank", "attempts"),
-    [("step:5", 0, 2), pytest.param("restored", 0, 2, marks=pytest.mark.long), ("begin", 0, 1), ("begin", 1, 2)],
+    ("before", "rank", "shell"),
+    [
+        ("step:5", 0, "none"),
+        ("step:5", 0, "lingers"),
+        ("begin", 0, "lingers"),
+        ("begin", 1, "lingers"),
+        *(pytest.param("restored", 0, shell, marks=pytest.mark.long) for shell in BASH),
+        *(
+            pytest.param("begin", rank, shell, marks=pytest.mark.long)
+            for rank in (0, 1)
+            for shell in ("none", "leaves")
+        ),
+        pytest.param("step:5", 0, "leaves", marks=pytest.mark.long),
+    ],
 )
 def test_a_terminal_that_closes_with_several_ranks(
-    before: str, rank: int, attempts: int, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
+    before: str, rank: int, shell: str, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
 ) -> None:
     """torchrun's agent takes that for a wish to stop: they save and leave, and the same command goes on elsewhere. Also
-    while one of them still imports, and the other waits for it in C++."""
+    while one of them still imports, and the other waits for it in C++. A shell tells the end of a terminal once more:
+    the agent then sends SIGTERM, after SIGHUP or instead of it."""
     run, hold = tiny(), tmp_path / "hold"
     master, slave = os.openpty()
     several = [*LAUNCH[:2], "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher = start(run, several, terminal=slave, HOLD_AT=before, HOLD=str(hold), KILL_RANK=str(rank))
+    held = {"HOLD_AT": before, "HOLD": str(hold), "KILL_RANK": str(rank)}
+    first = start(run, several, shell=BASH[shell], terminal=slave, **held)
     os.close(slave)
     os.set_blocking(master, False)
     wait_for(Path(f"{hold}.held"))
-    while before == "begin" and not any(map(waits_for_others, processes_of(run))):
-        time.sleep(0.02)
+    (other,) = (pid for pid in processes_of(run) if environment_of(pid).get("RANK") == str(1 - rank))
+    if before == "begin":
+        time.sleep(SETTLE_SECONDS)  # it waits in C++ for the one that is held
     os.close(master)
     closed = time.monotonic()
+    if before == "begin":
+        ends(other, 15)
     Path(f"{hold}.go").touch()
-    launcher.wait(60)
-    assert time.monotonic() < closed + 20, "30 s after its word the agent kills"
+    first.wait(60)
     wait_for(run.folder / "runs" / "r" / "status.json")
-    finished(run)
-    assert run.status()["attempt"] == attempts
-    assert [event["reason"] for event in run.events("stopped")] == ["SIGHUP"] * (before != "begin")
+    finished(run, 60)
     (log,) = (run.folder / "runs").glob("launch-*.log")
-    assert f"attempt {attempts}" in log.read_text()
+    assert run.status()["attempt"] == (1 if before == "begin" and rank == 0 else 2)
+    assert [event["reason"] for event in run.events("stopped")] == ["SIGHUP"] * (before != "begin")
+    assert "attempt" in log.read_text()
     for pid in processes_of(run):
         ends(pid)
+    assert time.monotonic() < closed + 60
     assert_same(run, clean(ranks=2))
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    with contextlib.suppress(OSError):
+        variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+        return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+    return {}
 
 
 def wait_for(path: Path, seconds: float = 120) -> None:
@@ -149,16 +181,6 @@ def finished(run: Run, seconds: float = 120) -> None:
     while run.status().get("state") != "finished":
         assert time.monotonic() < deadline, run.log()
         time.sleep(0.05)
-
-
-def waits_for_others(pid: int) -> bool:
-    """A rank in torch's rendezvous: it hears of its launcher's death, and signals end it."""
-    try:
-        (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
-    except (OSError, ValueError):
-        return False
-    heard = {number for number in signal.Signals if int(caught, 16) >> (number - 1) & 1}
-    return signal.SIGUSR2 in heard and signal.SIGTERM not in heard
 
 
 def processes_of(run: Run) -> list[int]:

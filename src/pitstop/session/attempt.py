@@ -100,8 +100,11 @@ class Attempt:
     @property
     def wants_more(self) -> bool:
         """Would the same command go on with the run?"""
-        rehearses = self.config.dry_run or self.config.estimate
-        return not rehearses and self.run.status().get("restart", "now") == "now"
+        if self.config.dry_run or self.config.estimate:
+            return False
+        if not (self.run.is_open or self._ended):
+            return True  # what is said there is of the attempt before
+        return bool(self.run.status().get("restart", "now") == "now")
 
     def taken_over(self) -> str:
         """Another machine has taken this run over: why to stop, or nothing."""

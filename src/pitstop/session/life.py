@@ -28,16 +28,16 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
     """
     stopper = Stopper()
     with sturdy():
-        stopper.install()
         attempt = Attempt(config, recipe, launched_rank(), lambda: stopper.seconds_left)
         try:
+            stopper.install(lambda: _start_again(attempt))
             stopper.heed_hangup()
             check_meeting()
             with _watching(config, attempt, stopper):
                 finished = attempt.look()
                 if finished and launched_world() == 1:
                     raise SystemExit(FINISHED)
-                with stopper.waiting(lambda: _start_again(attempt)) if launched_world() > 1 else nullcontext():
+                with stopper.waiting() if launched_world() > 1 else nullcontext():
                     place = find(config)
                 if place.of_rank_0(finished):
                     place.part()
@@ -54,8 +54,6 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
-            if stopper.hung_up:
-                _start_again(attempt)
             stopper.uninstall()
 
 

@@ -1,0 +1,46 @@
+"""Signals heard in a thread, also while the main thread stands in C++, where no handler of Python's runs: what the
+handlers in C write to a pipe (`signal.set_wakeup_fd`) comes through at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+
+class Listener:
+    """Calls `heard` once, in a thread, with the first of some signals and an event that `close` sets."""
+
+    def __init__(self, signals: Sequence[int], heard: Callable[[int, threading.Event], None]) -> None:
+        self._signals, self._heard = signals, heard
+        self._closed = threading.Event()
+        self._readable, self._writable = os.pipe()
+        os.set_blocking(self._writable, False)
+        self._before = signal.set_wakeup_fd(self._writable, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._deaf)  # what a worker is told is not for us
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+
+    def tell(self, number: int) -> None:
+        """As if the signal came."""
+        os.write(self._writable, bytes([number]))
+
+    def _deaf(self) -> None:
+        if not self._closed.is_set():
+            signal.set_wakeup_fd(-1)
+
+    def _listen(self) -> None:
+        first, numbers = 0, b""
+        while 0 not in numbers:
+            numbers = os.read(self._readable, 64)
+            mine = [number for number in numbers if number in self._signals]
+            if mine and not first:
+                self._heard(first := min(mine), self._closed)  # in the order in which Python runs its handlers
+
+    def close(self) -> None:
+        """What was heard is done by then."""
+        signal.set_wakeup_fd(self._before)
+        self._closed.set()
+        self.tell(0)
+        self._thread.join()
+        os.close(self._writable)
+        os.close(self._readable)
