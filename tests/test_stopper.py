@@ -143,7 +143,10 @@ WAITS = """
 def test_a_hangup_under_an_agent(place: str, numbers: list[signal.Signals], said: str) -> None:
     """It is heard at once, wherever the main thread is, and once; unless somebody wanted a stop before."""
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WAITS), place], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", textwrap.dedent(WAITS), place],
+        bufsize=0,  # `communicate` does not see what a buffer holds
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
     try:

@@ -21,8 +21,9 @@ class Listener:
         self._thread.start()
 
     def tell(self, number: int) -> None:
-        """As if the signal came."""
-        os.write(self._writable, bytes([number]))
+        """By a handler of Python's, which may run before that in C has written, if another thread got the signal."""
+        if not self._closed.is_set():
+            os.write(self._writable, bytes([number]))
 
     def _deaf(self) -> None:
         if not self._closed.is_set():
@@ -40,7 +41,7 @@ class Listener:
         """What was heard is done by then."""
         signal.set_wakeup_fd(self._before)
         self._closed.set()
-        self.tell(0)
+        os.write(self._writable, b"\0")
         self._thread.join()
         os.close(self._writable)
         os.close(self._readable)

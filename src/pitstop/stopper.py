@@ -96,8 +96,6 @@ class Stopper:
     def heed_hangup(self) -> None:
         """A terminal that closed before `install`. Raises SystemExit where that is taken for a wish to stop."""
         if hangups:
-            if self._ear:
-                self._ear.tell(hangups[-1])
             (self._handle if started_by_agent() else self._hung_up)(hangups[-1], None)
 
     @contextlib.contextmanager
@@ -182,6 +180,8 @@ class Stopper:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._ear:
+            self._ear.tell(number)
         name = signal.Signals(self._meaning(number)).name
         self._interrupts += number == signal.SIGINT
         code = PERSON_DECIDES if number == signal.SIGINT else START_AGAIN
@@ -193,7 +193,7 @@ class Stopper:
         """In a thread, and once: what follows a hangup is the agent's second word for it."""
         if self._meaning(number) == signal.SIGHUP and self.reason in ("", signal.SIGHUP.name):
             hung_up()
-        if not self._armed and not closed.wait(CPP_SECONDS):
+        if not self._armed and not closed.wait(CPP_SECONDS) and not self._armed:  # maybe it came just before `arm`
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             os._exit(START_AGAIN)

@@ -15,7 +15,7 @@ RANK = "from pitstop.session import heir; from pathlib import Path; print(heir.s
 
 def launched(tmp_path: Path, name: str, **ranks: str) -> tuple[subprocess.CompletedProcess[str], Path]:
     """A program `name` that starts a rank as its child, and ends; what the rank says, and what the next writes."""
-    agent = tmp_path / name
+    agent, ranks = tmp_path / name, {"RANK": "0", "TORCHELASTIC_RUN_ID": "none", **ranks}
     agent.write_text(
         "import json, os, subprocess, sys\n"
         "if os.path.exists('begun'):\n"
@@ -25,7 +25,7 @@ def launched(tmp_path: Path, name: str, **ranks: str) -> tuple[subprocess.Comple
         "    print(json.dumps(facts))\n"
         "    sys.exit()\n"
         "open('begun', 'w').write(str(os.getpid()))\n"
-        f"subprocess.run([sys.executable, '-c', {RANK!r}], env={{**os.environ, 'RANK': '0', **{ranks!r}}})\n"
+        f"subprocess.run([sys.executable, '-c', {RANK!r}], env={{**os.environ, **{ranks!r}}})\n"
     )
     done = subprocess.run(
         [sys.executable, str(agent), "recipe.py", "--name", "two words"],
