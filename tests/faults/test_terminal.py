@@ -9,13 +9,14 @@ import errno
 import fcntl
 import os
 import select
+import shlex
 import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,22 +24,20 @@ from faults.harness import TINY, Job, Run, assert_same
 from faults.holding import steps, stopped
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1"]
-INTERACTIVE = ("bash", "--norc", "-i", "-c")
-BASH = {
-    "none": (),
-    "leaves": (*INTERACTIVE, '"$0" "$@"; :'),
-    "lingers": (*INTERACTIVE, 'trap /bin/true EXIT; "$0" "$@"; :'),  # so that its SIGHUP and the kernel's are two
-}
+BASH = ["bash", "--norc", "-i"]
+SHELLS = {"none": None, "leaves": "", "lingers": "trap /bin/true EXIT\n"}  # so that its SIGHUP and the kernel's are two
 SETTLE_SECONDS = 3.0
 SLOW = {"STEP_SECONDS": "0.15"}
 ONE_THREAD = {"LOCAL_WORLD_SIZE": str(os.cpu_count())}  # as the clean run has
 
 
-def start(
-    run: Run, program: list[str], *, shell: Sequence[str] = (), terminal: int | None = None, **env: str
-) -> subprocess.Popen[bytes]:
-    """tiny.py by a real interpreter, in a session of its own, on a terminal or with its output in out.txt."""
-    command = [*shell, sys.executable, *program, str(TINY), "--name", "r", "--tracker", "none", "--precision", "fp32"]
+def words(program: list[str]) -> list[str]:
+    """tiny.py by a real interpreter."""
+    return [sys.executable, *program, str(TINY), "--name", "r", "--tracker", "none", "--precision", "fp32"]
+
+
+def start(run: Run, command: list[str], *, terminal: int | None = None, **env: str) -> subprocess.Popen[bytes]:
+    """A program in a session of its own, on a terminal or with its output in out.txt."""
     environment = os.environ | {
         "ACCELERATE_USE_CPU": "true",
         "CUDA_VISIBLE_DEVICES": "",
@@ -93,7 +92,7 @@ def test_a_terminal_that_closes(
     """As sshd does it: the other side closes. The launcher dies of SIGHUP, the recipe gets SIGHUP and EIO, and ends."""
     run, hold = tiny(), tmp_path / "hold"
     master, slave = os.openpty()
-    launcher = start(run, LAUNCH, terminal=slave, HOLD_AT=before, HOLD=str(hold))
+    launcher = start(run, words(LAUNCH), terminal=slave, HOLD_AT=before, HOLD=str(hold))
     os.close(slave)
     os.set_blocking(master, False)
     wait_for(Path(f"{hold}.held"))
@@ -118,7 +117,7 @@ def test_a_terminal_that_closes(
         ("step:5", 0, "lingers"),
         ("begin", 0, "lingers"),
         ("begin", 1, "lingers"),
-        *(pytest.param("restored", 0, shell, marks=pytest.mark.long) for shell in BASH),
+        *(pytest.param("restored", 0, shell, marks=pytest.mark.long) for shell in SHELLS),
         *(
             pytest.param("begin", rank, shell, marks=pytest.mark.long)
             for rank in (0, 1)
@@ -137,9 +136,12 @@ def test_a_terminal_that_closes_with_several_ranks(
     master, slave = os.openpty()
     several = [*LAUNCH[:2], "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     held = {"HOLD_AT": before, "HOLD": str(hold), "KILL_RANK": str(rank)}
-    first = start(run, several, shell=BASH[shell], terminal=slave, **held)
+    typed = SHELLS[shell]
+    first = start(run, words(several) if typed is None else BASH, terminal=slave, **held)
     os.close(slave)
     os.set_blocking(master, False)
+    if typed is not None:
+        os.write(master, f"{typed}{shlex.join(words(several))} 2>/dev/null\n".encode())
     wait_for(Path(f"{hold}.held"))
     (other,) = (pid for pid in processes_of(run) if environment_of(pid).get("RANK") == str(1 - rank))
     if before == "begin":
@@ -198,7 +200,7 @@ def test_a_launcher_that_dies_alone(tiny: Callable[..., Run], clean: Callable[..
     """By SIGTERM, of which it passes nothing on; the kernel tells the recipe, which saves and leaves: no orphan trains
     on, unpaid for. By SIGKILL: tests/faults/test_launch.py."""
     run, hold = tiny(), tmp_path / "hold"
-    launcher = start(run, LAUNCH, HOLD_AT="step:5", HOLD=str(hold))
+    launcher = start(run, words(LAUNCH), HOLD_AT="step:5", HOLD=str(hold))
     pid = trains(run, 5)
     launcher.terminate()
     launcher.wait(30)
