@@ -88,7 +88,7 @@ class Stopper:
             self._had_terminal = terminal_of(os.getppid()) > 0
             self._ear = Listener((signal.SIGHUP, *SIGNALS), partial(self._heard, hung_up))
         handlers = dict.fromkeys(SIGNALS, self._handle) | {PARENT_DIED: self._orphaned}
-        handlers |= {signal.SIGHUP: self._handle if started_by_agent() else self._hung_up}
+        handlers |= {signal.SIGHUP: self._handle if self._ear else self._hung_up}
         for number, handler in handlers.items():
             self._before[number] = signal.signal(number, handler)
         self._ask_for(PARENT_DIED)
@@ -96,7 +96,7 @@ class Stopper:
     def heed_hangup(self) -> None:
         """A terminal that closed before `install`. Raises SystemExit where that is taken for a wish to stop."""
         if hangups:
-            (self._handle if started_by_agent() else self._hung_up)(hangups[-1], None)
+            (self._handle if self._ear else self._hung_up)(hangups[-1], None)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -106,7 +106,7 @@ class Stopper:
         signals = () if self._ear else SIGNALS
         for number in signals:
             signal.signal(number, signal.SIG_DFL)
-        self._ask_for(signal.SIGKILL if started_by_agent() else PARENT_DIED)
+        self._ask_for(signal.SIGKILL if self._ear else PARENT_DIED)
         try:
             yield
         finally:
@@ -152,7 +152,7 @@ class Stopper:
 
     def look_now(self) -> int:
         self._looked = time.monotonic()
-        self._terminal_closed()
+        self._terminal_closed()  # notes when: a signal long after it is a wish of its own
         for limit in self._limits:
             if reason := limit.check():
                 self.request(reason, limit.exit_code)

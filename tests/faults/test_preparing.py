@@ -14,7 +14,7 @@ import pytest
 from faults.harness import TESTS, Job, Run, assert_same
 from faults.holding import held, steps, stopped, until
 from faults.test_launch import Launched, launch  # noqa: F401  (a fixture)
-from faults.test_terminal import ends, start
+from faults.test_terminal import ends, start, words
 
 sys.path.insert(0, str(TESTS / "notice"))
 from metadata_server import IDLE, ITEM, MetadataServer
@@ -183,7 +183,7 @@ def test_compiling_processes_are_not_left(tiny: Callable[..., Run]) -> None:
     """For a GPU inductor compiles in processes of its own. A minute's work is under way there, and not waited for."""
     run = tiny()
     file, said = run.folder / "hold", run.folder / "out.txt"
-    process = start(run, [], COMPILE="60", HOLD_AT="compiling:0", HOLD=str(file))
+    process = start(run, words([]), COMPILE="60", HOLD_AT="compiling:0", HOLD=str(file))
     try:
         deadline = time.monotonic() + 120
         while not Path(f"{file}.held").exists():

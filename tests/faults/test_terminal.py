@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from faults.harness import TINY, Job, Run, assert_same
 from faults.holding import steps, stopped
+from faults.warm import free_port
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1"]
 BASH = ["bash", "--norc", "-i"]
@@ -135,6 +136,7 @@ def test_a_terminal_that_closes_with_several_ranks(
     run, hold = tiny(), tmp_path / "hold"
     master, slave = os.openpty()
     several = [*LAUNCH[:2], "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    several += ["--main_process_port", str(free_port())]
     held = {"HOLD_AT": before, "HOLD": str(hold), "KILL_RANK": str(rank)}
     typed = SHELLS[shell]
     first = start(run, words(several) if typed is None else BASH, terminal=slave, **held)
@@ -181,7 +183,8 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 def finished(run: Run, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while run.status().get("state") != "finished":
-        assert time.monotonic() < deadline, run.log()
+        logs = (run.folder / "runs").glob("launch-*.log")
+        assert time.monotonic() < deadline, "\n".join([run.log(), *map(Path.read_text, logs)])
         time.sleep(0.05)
 
 

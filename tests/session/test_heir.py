@@ -1,6 +1,8 @@
 """The launcher's own command is given again once that launcher has ended, in its folder and with its environment."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,22 +12,36 @@ import pytest
 
 from pitstop.session import heir
 
-RANK = "from pitstop.session import heir; from pathlib import Path; print(heir.start_again(Path('.')))"
+RANK = """
+import signal
+from pathlib import Path
+from pitstop.session import heir
+signal.signal(signal.SIGTERM, lambda *_: None)
+Path("ready").touch()
+print(heir.start_again(Path(".")))
+"""
 
 
 def launched(tmp_path: Path, name: str, **ranks: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """A program `name` that starts a rank as its child, and ends; what the rank says, and what the next writes."""
+    """A program `name` that starts a rank as its child, signals its group as torchrun does (but without end), and ends;
+    what the rank says, and the folder where the next writes."""
     agent, ranks = tmp_path / name, {"RANK": "0", "TORCHELASTIC_RUN_ID": "none", **ranks}
     agent.write_text(
-        "import json, os, subprocess, sys\n"
+        "import json, os, signal, subprocess, sys, time\n"
         "if os.path.exists('begun'):\n"
         "    facts = {'argv': sys.argv[1:], 'cwd': os.getcwd(), 'mark': os.environ.get('MARK'),\n"
         "             'rank': os.environ.get('RANK'), 'leads': os.getsid(0) == os.getpid(),\n"
+        "             'alone': os.environ.get('PET_STANDALONE'),\n"
         "             'first': os.path.exists('/proc/' + open('begun').read() + '/fd')}\n"
         "    print(json.dumps(facts))\n"
         "    sys.exit()\n"
         "open('begun', 'w').write(str(os.getpid()))\n"
-        f"subprocess.run([sys.executable, '-c', {RANK!r}], env={{**os.environ, **{ranks!r}}})\n"
+        f"env = {{**os.environ, **{ranks!r}}}\n"
+        f"rank = subprocess.Popen([sys.executable, '-c', {RANK!r}], env=env, start_new_session=True)\n"
+        "while rank.poll() is None:\n"
+        "    if os.path.exists('ready'):\n"
+        "        os.killpg(rank.pid, signal.SIGTERM)\n"
+        "    time.sleep(0.0002)\n"
     )
     done = subprocess.run(
         [sys.executable, str(agent), "recipe.py", "--name", "two words"],
@@ -54,8 +70,26 @@ def test_the_same_command_in_the_same_place(name: str, tmp_path: Path) -> None:
         "mark": "as it was",
         "rank": None,
         "leads": True,
+        "alone": "1",
         "first": False,
     }
+
+
+@pytest.mark.slow
+def test_two_that_ask_for_one_port(tmp_path: Path) -> None:
+    """The terminal of both was closed. By torchrun's own way to a free port."""
+    script = tmp_path / "script.py"
+    script.write_text("import torch.distributed as d; d.init_process_group('gloo'); print('met', d.get_world_size())\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, script],
+            env=os.environb | heir.FREE_PORT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.stdout.splitlines() == ["met 2", "met 2"], done.stderr
 
 
 @pytest.mark.parametrize(
