@@ -3,8 +3,8 @@
 Where one process trains it outlives its terminal. Several are ended by torchrun's agent, which takes the SIGHUP of a
 closed terminal for a wish to stop and kills 30 s later (torch.distributed.elastic.agent.server.api): so they save and
 leave, and the agent's own command is given again, in a session without a terminal. That waits for both to end, so it is
-started at once: the agent, told once more, has no patience. It takes a free port: of several runs whose terminal closed,
-all would ask for 29500 at the same moment, and accelerate looks seconds before torchrun binds (2 of 8 pairs ended so).
+started at once: the agent, told once more, has no patience. It takes a free port: several runs whose terminal closed
+would ask for 29500 at the same moment, and accelerate looks long before torchrun binds (2 of 8 pairs ended so).
 """
 
 import os
@@ -15,7 +15,8 @@ from pathlib import Path
 from pitstop.launcher import agent, background_log
 
 WAIT_TURNS = 600  # of a fifth of a second: for the agent to end, and rank 0, which saves
-FREE_PORT = {b"PET_STANDALONE": b"1", b"PET_LOCAL_ADDR": b"127.0.0.1"}  # torchrun's flags: without it, by the host's name
+# torchrun's flags; without an address it takes the host's name, which need not resolve.
+FREE_PORT = {b"PET_STANDALONE": b"1", b"PET_LOCAL_ADDR": b"127.0.0.1"}
 SCRIPT = """agent=$0; rank=$1; turns=$2; shift 2
 while [ $((turns-=1)) -gt 0 ] && { kill -0 $agent || kill -0 $rank; } 2>/dev/null; do sleep 0.2; done
 exec "$@"
