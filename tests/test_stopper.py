@@ -2,10 +2,12 @@
 real signals reach."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +161,84 @@ def test_a_hangup_under_an_agent(place: str, numbers: list[signal.Signals], said
     finally:
         process.kill()
     assert (heard.decode(), process.returncode) == (f"waits {said}", START_AGAIN)
+
+
+RANK = """
+    import os, sys, time
+    from pitstop import stopper
+    from pitstop.launcher import hangups, note_hangups
+    note_hangups()
+    stopper.LOOK_SECONDS, stopper.HANGUP_SECONDS = 0.05, 1.0
+    if sys.argv[1] == "imports":
+        print(os.getpid(), flush=True)
+        while not hangups:
+            time.sleep(0.01)
+    stop = stopper.Stopper()
+    stop.install(lambda: print("hung up", flush=True))
+    if sys.argv[1] == "armed":
+        stop.arm()
+        print(os.getpid(), flush=True)
+        while not stop.look():
+            time.sleep(0.01)
+        print(stop.reason, flush=True)
+    try:
+        stop.heed_hangup()
+    finally:
+        stop.uninstall()
+"""
+AGENT = """
+    import os, subprocess, sys
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    sys.exit(subprocess.run(sys.argv[1:], start_new_session=True).returncode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "closed_seconds", "said", "code"),
+    [
+        ("armed", 0.0, ["SIGHUP", "hung up"], 0),
+        ("armed", None, ["SIGTERM"], 0),
+        ("armed", 2.0, ["SIGTERM"], 0),
+        ("imports", 0.0, ["hung up"], START_AGAIN),
+        ("imports", None, [], -signal.SIGTERM),
+    ],
+)
+def test_what_sigterm_of_an_agent_means(
+    place: str, closed_seconds: float | None, said: list[str], code: int, tmp_path: Path
+) -> None:
+    """The end of its terminal, where that has just been closed: told twice, torchrun sends SIGTERM. In an agent of that
+    name that leads the session of a real terminal, and does not hear SIGHUP."""
+    agent = tmp_path / "torchrun"
+    agent.write_text(textwrap.dedent(AGENT))
+    rank = [sys.executable, "-c", textwrap.dedent(RANK), place]
+    master, slave = os.openpty()
+
+    def own_terminal() -> None:
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = subprocess.Popen(
+        [sys.executable, str(agent), *rank],
+        bufsize=0,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=own_terminal,
+    )
+    os.close(slave)
+    try:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        if closed_seconds is not None:
+            os.close(master)
+            time.sleep(closed_seconds)
+        os.kill(pid, signal.SIGTERM)
+        heard = process.communicate(timeout=20)[0].decode().splitlines()
+    finally:
+        process.kill()
+        if closed_seconds is None:
+            os.close(master)
+    assert (sorted(heard), process.returncode) == (sorted(said), code % 256)
 
 
 @pytest.mark.parametrize("armed", [False, True])
