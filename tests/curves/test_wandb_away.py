@@ -3,6 +3,7 @@ line says so; an offline log is left; and `pitstop sync` then brings every row."
 
 import contextlib
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -142,3 +143,24 @@ def test_its_process_is_killed(tracked: Callable[..., Tracked], server: WandbSer
     assert had < len(expected(run))
     assert f" {len(expected(run)) - had} of them new" in run.sync(server).text
     assert mirrored(server.run()) == expected(run)
+
+
+@pytest.mark.slow
+def test_offline_killed_ten_times_then_synced(
+    tracked: Callable[..., Tracked], server: WandbServer, tmp_path: Path
+) -> None:
+    run, chance = tracked("--epochs", "12", WANDB_MODE="offline"), random.Random(8)
+    for _ in range(10):
+        job = run.start()
+        if not job.over.wait(0.3 + 0.5 * chance.random()):
+            job.kill()
+    job = run.finish()
+    assert f"to upload: pitstop sync {run.path.relative_to(run.folder)}" in job.text
+    assert server.requests == 0
+    plain_sync(run, tmp_path)
+    for new in (len(expected(run)), 0):
+        job = run.sync(server)
+        assert (job.codes, f"{new} of them new" in job.text) == ([0], True), job.text
+        assert mirrored(server.run()) == expected(run)
+    assert server.run().summary["result/accuracy"] == run.status()["result"]["accuracy"]
+    assert not list(run.path.glob("wandb/**/*.wandb")), "what `wandb sync` would send once more"

@@ -114,17 +114,15 @@ def test_a_terminal_that_closes(
 @pytest.mark.parametrize(
     ("before", "rank", "shell"),
     [
-        ("step:5", 0, "none"),
         ("step:5", 0, "lingers"),
         ("begin", 0, "lingers"),
-        ("begin", 1, "lingers"),
+        pytest.param("begin", 1, "lingers", marks=pytest.mark.long),
         *(pytest.param("restored", 0, shell, marks=pytest.mark.long) for shell in SHELLS),
         *(
-            pytest.param("begin", rank, shell, marks=pytest.mark.long)
-            for rank in (0, 1)
+            pytest.param(before, rank, shell, marks=pytest.mark.long)
+            for before, rank in (("begin", 0), ("begin", 1), ("step:5", 0))
             for shell in ("none", "leaves")
         ),
-        pytest.param("step:5", 0, "leaves", marks=pytest.mark.long),
     ],
 )
 def test_a_terminal_that_closes_with_several_ranks(

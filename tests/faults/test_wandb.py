@@ -11,15 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from faults.harness import Job, Warm
-from tracked import Tracked, expected, mirrored, plain_sync, rows_at, shown, to_show
+from faults.harness import Warm
+from tracked import Tracked, expected, mirrored, rows_at, shown, to_show
 from wandb_server import KEY, WandbServer
-
-
-def end_of(job: Job, seconds: float) -> None:
-    """Kill -9 after so long, if it is not over by then."""
-    if not job.over.wait(seconds):
-        job.kill()
 
 
 @pytest.mark.slow
@@ -75,25 +69,6 @@ def test_pictures_and_class_accuracies_belong_to_their_rows(warm: Warm, tmp_path
     assert any(", taken for " in caption for _, caption in shown(stored)[last]["eval/predictions"])
     assert {"train/cost", "train/goodput", "train/grad_norm"} < stored.rows[0].keys()
     assert "eval/class_accuracy/7" in stored.rows[last]
-
-
-@pytest.mark.slow
-def test_offline_killed_ten_times_then_synced(
-    tracked: Callable[..., Tracked], server: WandbServer, tmp_path: Path
-) -> None:
-    run, chance = tracked("--epochs", "12", WANDB_MODE="offline"), random.Random(8)
-    for _ in range(10):
-        end_of(run.start(), 0.3 + 0.5 * chance.random())
-    job = run.finish()
-    assert f"to upload: pitstop sync {run.path.relative_to(run.folder)}" in job.text
-    assert server.requests == 0
-    plain_sync(run, tmp_path)
-    for new in (len(expected(run)), 0):
-        job = run.sync(server)
-        assert (job.codes, f"{new} of them new" in job.text) == ([0], True), job.text
-        assert mirrored(server.run()) == expected(run)
-    assert server.run().summary["result/accuracy"] == run.status()["result"]["accuracy"]
-    assert not list(run.path.glob("wandb/**/*.wandb")), "what `wandb sync` would send once more"
 
 
 @pytest.mark.slow
