@@ -1,6 +1,6 @@
 """What machines that are taken away cost: goodput of a run on a trace of preemptions, with figures of this machine.
 
-    python benchmarks/preemption.py [--trace FILE] [--kills 20] [--replay_seconds 180] [--epoch_seconds 10]
+    python benchmarks/preemption.py [--trace FILE] [--kills 20] [--replay_seconds 400] [--epoch_seconds 10]
 
 1. Measured: recipes/digits.py (timm's resnet18 with momentum) under `accelerate launch`, killed with its whole process
    tree by kill -9, `--kills` times: restart time (start of the process to its first new step), cost of a save, time of
@@ -61,8 +61,8 @@ class Config(BaseModel):
     """of the modelled training: resnet18 on CIFAR-10 on a T4, about"""
     epoch_steps: int = Field(100, ge=1)
     """steps in such an epoch: 50,000 images by 500"""
-    replay_seconds: float = Field(180, ge=0)
-    """up time of the replay with real processes"""
+    replay_seconds: float = Field(400, ge=0)
+    """up time of the replay with real processes; the shorter, the more of it are restarts, and what one varies"""
     replay_periods: int = Field(10, ge=1)
     """periods of the trace that it covers"""
     calm_seconds: float = Field(30, gt=0)
