@@ -62,7 +62,7 @@ class Config(BaseModel):
     epoch_steps: int = Field(100, ge=1)
     """steps in such an epoch: 50,000 images by 500"""
     replay_seconds: float = Field(400, ge=0)
-    """up time of the replay with real processes; the shorter, the more of it are restarts, and what one varies"""
+    """up time of the replay with real processes; a short one is mostly restarts, whose time varies"""
     replay_periods: int = Field(10, ge=1)
     """periods of the trace that it covers"""
     calm_seconds: float = Field(30, gt=0)
