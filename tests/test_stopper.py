@@ -164,25 +164,30 @@ def test_a_hangup_under_an_agent(place: str, numbers: list[signal.Signals], said
 
 
 RANK = """
-    import os, sys, time
-    from pitstop import stopper
-    from pitstop.launcher import hangups, note_hangups
+    import os, signal, sys, time
+    from pitstop import listener, stopper
+    from pitstop.launcher import hangups, note_hangups, terminal_closed
+    place, stopper.HANGUP_SECONDS, listener.LOOK_SECONDS = sys.argv[1], float(sys.argv[2]), 0.05
     note_hangups()
-    stopper.LOOK_SECONDS, stopper.HANGUP_SECONDS = 0.05, 1.0
-    if sys.argv[1] == "imports":
-        print(os.getpid(), flush=True)
+    print(os.getpid(), flush=True)
+    if place == "imports":
         while not hangups:
+            time.sleep(0.01)
+    if place == "between":
+        while not terminal_closed():
             time.sleep(0.01)
     stop = stopper.Stopper()
     stop.install(lambda: print("hung up", flush=True))
-    if sys.argv[1] == "armed":
-        stop.arm()
-        print(os.getpid(), flush=True)
-        while not stop.look():
+    print("installed", flush=True)
+    try:
+        if place == "between":
+            signal.raise_signal(signal.SIGTERM)
+        if place == "armed":
+            stop.arm()
+        stop.heed_hangup()
+        while not stop.exit_code:
             time.sleep(0.01)
         print(stop.reason, flush=True)
-    try:
-        stop.heed_hangup()
     finally:
         stop.uninstall()
 """
@@ -194,23 +199,27 @@ AGENT = """
 
 
 @pytest.mark.parametrize(
-    ("place", "closed_seconds", "said", "code"),
+    ("place", "before", "said", "code"),
     [
-        ("armed", 0.0, ["SIGHUP", "hung up"], 0),
-        ("armed", None, ["SIGTERM"], 0),
-        ("armed", 2.0, ["SIGTERM"], 0),
-        ("imports", 0.0, ["hung up"], START_AGAIN),
-        ("imports", None, [], -signal.SIGTERM),
+        ("armed", "closed", ["hung up", "SIGHUP"], 0),
+        ("armed", "open", ["SIGTERM"], 0),
+        ("armed", "closed long ago", ["SIGTERM"], 0),
+        ("armed", "killed", [], -signal.SIGKILL),
+        ("slow", "closed", ["hung up"], START_AGAIN),
+        ("slow", "closed long ago", [], START_AGAIN),
+        ("imports", "closed", ["hung up"], START_AGAIN),
+        ("imports", "open", [], -signal.SIGTERM),
+        ("imports", "killed", [], -signal.SIGKILL),
+        ("between", "closed", ["hung up"], START_AGAIN),
     ],
 )
-def test_what_sigterm_of_an_agent_means(
-    place: str, closed_seconds: float | None, said: list[str], code: int, tmp_path: Path
-) -> None:
+def test_what_sigterm_of_an_agent_means(place: str, before: str, said: list[str], code: int, tmp_path: Path) -> None:
     """The end of its terminal, where that has just been closed: told twice, torchrun sends SIGTERM. In an agent of that
     name that leads the session of a real terminal, and does not hear SIGHUP."""
     agent = tmp_path / "torchrun"
     agent.write_text(textwrap.dedent(AGENT))
-    rank = [sys.executable, "-c", textwrap.dedent(RANK), place]
+    seconds = "0.5" if before == "closed long ago" else "20"
+    rank = [sys.executable, "-c", textwrap.dedent(RANK), place, seconds]
     master, slave = os.openpty()
 
     def own_terminal() -> None:
@@ -226,19 +235,31 @@ def test_what_sigterm_of_an_agent_means(
         preexec_fn=own_terminal,
     )
     os.close(slave)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
     try:
-        assert process.stdout is not None
-        pid = int(process.stdout.readline())
-        if closed_seconds is not None:
+        if place not in ("imports", "between"):
+            assert process.stdout.readline() == b"installed\n"
+        if "closed" in before:
             os.close(master)
-            time.sleep(closed_seconds)
-        os.kill(pid, signal.SIGTERM)
-        heard = process.communicate(timeout=20)[0].decode().splitlines()
+        if before == "closed long ago":
+            time.sleep(1.5)
+        if before == "killed":
+            process.kill()
+            process.wait()
+        if place != "between":
+            time.sleep(0.1)
+            os.kill(pid, signal.SIGTERM)
+        heard = process.communicate(timeout=20)[0].decode().split("\n")[:-1]
     finally:
         process.kill()
-        if closed_seconds is None:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+        if "closed" not in before:
             os.close(master)
-    assert (sorted(heard), process.returncode) == (sorted(said), code % 256)
+    reasons = {"SIGTERM", "the launcher has died"} if before == "killed" else set()  # whichever comes first
+    assert sorted(set(heard) - {"installed"} - reasons) == sorted(said), heard
+    assert process.returncode == (code if before == "killed" else code % 256)
 
 
 @pytest.mark.parametrize("armed", [False, True])

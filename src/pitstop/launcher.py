@@ -27,13 +27,13 @@ def note_hangups() -> None:
     """A closed terminal ends nothing from here on; what it means, a session decides."""
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda number, _: hangups.append(number))
-    if agent() and terminal_of(os.getppid()) > 0 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    if (parent := agent()) and parent.had_terminal and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _hangup_or_end)
 
 
 def _hangup_or_end(number: int, frame: FrameType | None) -> None:
     """An agent that hears twice that its terminal has closed passes SIGTERM on: see `Stopper`."""
-    if terminal_of(os.getppid()) == 0:
+    if terminal_closed():
         hangups.append(signal.SIGHUP)
     else:
         signal.signal(number, signal.SIG_DFL)
@@ -53,6 +53,7 @@ class Agent:
     command: list[str]
     env: dict[bytes, bytes]  # its own: ours has what it gave its ranks
     folder: Path
+    had_terminal: bool
 
 
 @cache
@@ -65,8 +66,14 @@ def agent() -> Agent | None:
     with suppress(OSError):
         variables = (process / "environ").read_bytes().split(b"\0")
         env = dict(variable.split(b"=", 1) for variable in variables if b"=" in variable)
-        return Agent(pid, command_line(pid), env, (process / "cwd").readlink())
+        return Agent(pid, command_line(pid), env, (process / "cwd").readlink(), terminal_of(pid) > 0)
     return None
+
+
+def terminal_closed() -> bool:
+    """Has an agent that lives lost the terminal it had?"""
+    parent = agent()
+    return parent is not None and parent.had_terminal and os.getppid() == parent.pid and terminal_of(parent.pid) == 0
 
 
 def terminal_of(pid: int) -> int:

@@ -2,16 +2,22 @@
 handlers in C write to a pipe (`signal.set_wakeup_fd`) comes through at once."""
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Sequence
 
+LOOK_SECONDS = 1.0
+
 
 class Listener:
-    """Calls `heard` once, in a thread, with the first of some signals and an event that `close` sets."""
+    """Calls `heard` once, in a thread, with the first of some signals and an event that `close` sets; and `look` about
+    once a second."""
 
-    def __init__(self, signals: Sequence[int], heard: Callable[[int, threading.Event], None]) -> None:
-        self._signals, self._heard = signals, heard
+    def __init__(
+        self, signals: Sequence[int], heard: Callable[[int, threading.Event], None], look: Callable[[], object]
+    ) -> None:
+        self._signals, self._heard, self._look = signals, heard, look
         self._closed = threading.Event()
         self._readable, self._writable = os.pipe()
         os.set_blocking(self._writable, False)
@@ -30,9 +36,11 @@ class Listener:
             signal.set_wakeup_fd(-1)
 
     def _listen(self) -> None:
-        first, numbers = 0, b""
+        first, numbers, pipe = 0, b"", select.poll()
+        pipe.register(self._readable, select.POLLIN)
         while 0 not in numbers:
-            numbers = os.read(self._readable, 64)
+            self._look()
+            numbers = os.read(self._readable, 64) if pipe.poll(LOOK_SECONDS * 1000) else b""
             mine = [number for number in numbers if number in self._signals]
             if mine and not first:
                 self._heard(first := min(mine), self._closed)  # in the order in which Python runs its handlers

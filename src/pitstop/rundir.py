@@ -167,6 +167,7 @@ class RunDirectory:
                 f"the run directory {self.path} cannot be made ({error.strerror}): choose another with --runs_dir."
             ) from error
         self.lock.acquire(wait_seconds)
+        clear_leftovers(self.path)
 
     def open(self, wait_seconds: float) -> None:
         """Makes the directory if need be, takes its lock, and begins an attempt.
@@ -175,7 +176,6 @@ class RunDirectory:
             UserError: the disk cannot be written to, or has no locks. RunInUseError: another process is at it.
         """
         self.take(wait_seconds)
-        clear_leftovers(self.path)
         probe(self.path)
         earlier = self.events()
         self.attempt = 1 + sum(event.get("event") == "attempt" for event in earlier)

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from pitstop.errors import PERSON_DECIDES, START_AGAIN
-from pitstop.launcher import GRACE, hangups, is_launcher, started_by_agent, terminal_of
+from pitstop.launcher import GRACE, hangups, is_launcher, started_by_agent, terminal_closed
 from pitstop.listener import Listener
 from pitstop.notice import Notice
 
@@ -78,15 +78,13 @@ class Stopper:
         self._before: dict[signal.Signals, Any] = {}
         self._leaving_until = 0.0
         self._ear: Listener | None = None
-        self._had_terminal = False
         self._terminal_lost: float | None = None
 
     def install(self, hung_up: Callable[[], None] = lambda: None) -> None:
         """Handles signals, and asks for one at the death of the launcher, if one has started this process. Where a
         closed terminal is taken for a wish to stop, `hung_up` is called at once, in a thread."""
         if started_by_agent():
-            self._had_terminal = terminal_of(os.getppid()) > 0
-            self._ear = Listener((signal.SIGHUP, *SIGNALS), partial(self._heard, hung_up))
+            self._ear = Listener((signal.SIGHUP, *SIGNALS), partial(self._heard, hung_up), self._just_closed)
         handlers = dict.fromkeys(SIGNALS, self._handle) | {PARENT_DIED: self._orphaned}
         handlers |= {signal.SIGHUP: self._handle if self._ear else self._hung_up}
         for number, handler in handlers.items():
@@ -152,7 +150,6 @@ class Stopper:
 
     def look_now(self) -> int:
         self._looked = time.monotonic()
-        self._terminal_closed()  # notes when: a signal long after it is a wish of its own
         for limit in self._limits:
             if reason := limit.check():
                 self.request(reason, limit.exit_code)
@@ -201,11 +198,11 @@ class Stopper:
     def _meaning(self, number: int) -> int:
         """A terminal tells its end twice, through its shell and by itself; an agent that hears the second SIGHUP while
         it acts on the first sends SIGTERM."""
-        return signal.SIGHUP if number == signal.SIGTERM and self._terminal_closed() else number
+        return signal.SIGHUP if number == signal.SIGTERM and self._just_closed() else number
 
-    def _terminal_closed(self) -> bool:
-        """Has the agent lost its terminal within the last seconds?"""
-        if not self._had_terminal or terminal_of(os.getppid()) != 0:
+    def _just_closed(self) -> bool:
+        """Has the agent lost its terminal within the last seconds? A signal long after it is a wish of its own."""
+        if not terminal_closed():
             return False
         self._terminal_lost = self._terminal_lost or time.monotonic()
         return time.monotonic() - self._terminal_lost < HANGUP_SECONDS

@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pitstop.launcher import Agent
 from pitstop.session import heir
 
 RANK = """
@@ -75,11 +78,49 @@ def test_the_same_command_in_the_same_place(name: str, tmp_path: Path) -> None:
     }
 
 
+def test_one_that_dies_before_it_has_a_session_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent signals the group to which it still belongs."""
+    popen, started = subprocess.Popen, []
+
+    def dies_once(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        if not started:
+            args, kwargs = (["/bin/sh", "-c", "kill -KILL $$"],), {}
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    agent = Agent(1 << 30, ["echo", "here"], dict(os.environb), tmp_path, True)
+    monkeypatch.setattr(heir, "agent", lambda: agent)
+    monkeypatch.setattr(heir, "WAIT_TURNS", 2)
+    monkeypatch.setattr(subprocess, "Popen", dies_once)
+    log = heir.start_again(tmp_path)
+    assert log is not None
+    assert [process.wait(20) for process in started] == [-signal.SIGKILL, 0]
+    assert log.read_text() == "here\n"
+
+
+@pytest.mark.parametrize("zombie", ["agent", "rank"])
+def test_a_dead_process_that_nobody_has_reaped_is_not_waited_for(zombie: str) -> None:
+    dead = subprocess.Popen(["true"])
+    while "(zombie)" not in Path(f"/proc/{dead.pid}/status").read_text():
+        time.sleep(0.01)
+    pids = {"agent": 1 << 30, "rank": 1 << 30} | {zombie: dead.pid}
+    script = subprocess.run(
+        ["/bin/sh", "-c", heir.SCRIPT, str(pids["agent"]), str(pids["rank"]), "600", "echo", "here"],
+        capture_output=True,
+        timeout=20,
+    )
+    dead.wait()
+    assert script.stdout == b"here\n"
+
+
 @pytest.mark.slow
 def test_two_that_ask_for_one_port(tmp_path: Path) -> None:
     """The terminal of both was closed. By torchrun's own way to a free port."""
     script = tmp_path / "script.py"
-    script.write_text("import torch.distributed as d; d.init_process_group('gloo'); print('met', d.get_world_size())\n")
+    script.write_text(
+        "import torch.distributed as d; d.init_process_group('gloo')\n"
+        "import os; print(os.environ['MASTER_ADDR'], 'met', d.get_world_size())\n"
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = subprocess.run(
@@ -89,7 +130,7 @@ def test_two_that_ask_for_one_port(tmp_path: Path) -> None:
             text=True,
             timeout=120,
         )
-    assert done.stdout.splitlines() == ["met 2", "met 2"], done.stderr
+    assert done.stdout.splitlines() == ["127.0.0.1 met 2"] * 2, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ WAIT_TURNS = 600  # of a fifth of a second: for the agent to end, and rank 0, wh
 # torchrun's flags; without an address it takes the host's name, which need not resolve.
 FREE_PORT = {b"PET_STANDALONE": b"1", b"PET_LOCAL_ADDR": b"127.0.0.1"}
 SCRIPT = """agent=$0; rank=$1; turns=$2; shift 2
-while [ $((turns-=1)) -gt 0 ] && { kill -0 $agent || kill -0 $rank; } 2>/dev/null; do sleep 0.2; done
+lives() { grep -qs "^State:.[^ZX]" /proc/$1/status; }
+while [ $((turns-=1)) -gt 0 ] && { lives $agent || lives $rank; }; do sleep 0.2; done
 exec "$@"
 """
 
