@@ -186,6 +186,37 @@ sys.argv[0] = {tiny!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+TOLD_LATE = """
+import os, runpy, signal, sys, threading
+from pitstop.session.session import Session
+
+def told(*_):
+    raise RuntimeError("DataLoader worker is killed")
+
+def commit(self, figures, real=Session.commit):
+    if self.step == 6:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGCHLD)).start()
+        raise ConnectionResetError
+    real(self, figures)
+
+signal.signal(signal.SIGCHLD, told)
+Session.commit = commit
+sys.argv[0] = {tiny!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_worker_whose_pipe_breaks_long_before_torch_tells(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    """The kernel closes what a process had open before it tells the parent: what is written down is the death."""
+    recipe = tmp_path / "told_late.py"
+    recipe.write_text(TOLD_LATE.format(tiny=str(TINY)))
+    run = tiny(*SAVES, recipe=recipe)
+    job = run.go()
+    assert job.codes == [1], job.text
+    status = run.status()
+    assert (status["state"], status["restart"]) == ("failed", "now")
+    assert "DataLoader worker is killed" in status["reason"]
+
 
 def test_a_worker_that_fails_is_told_twice(tiny: Callable[..., Run], tmp_path: Path) -> None:
     """Its pipe breaks, and while that is written down torch's handler of SIGCHLD raises: it is to be started again."""

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -47,10 +48,11 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             attempt.refused(error)
             raise SystemExit(error.exit_code) from None
         except Exception as error:
+            cause = _told_again(error)
             with _deaf_to_workers():
                 if not attempt.leads:
                     stopper.let_signal_arrive()
-                attempt.failed(error)
+                attempt.failed(cause)
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
@@ -69,10 +71,22 @@ def _start_again(attempt: Attempt) -> None:
         print(f"SIGHUP: {f'the same command goes on, see {log}' if log else 'stopped'}", file=sys.stderr, flush=True)
 
 
+def _told_again(error: Exception) -> Exception:
+    """A killed worker of a DataLoader is told twice: by its broken pipe, and by a handler of torch's that raises in
+    whatever runs just then. Only the second says what has happened."""
+    if not isinstance(error, (ConnectionError, EOFError)):
+        return error
+    try:
+        for _ in range(20):
+            time.sleep(0.05)
+    except RuntimeError as second:
+        return second
+    return error
+
+
 @contextmanager
 def _deaf_to_workers() -> Iterator[None]:
-    """A killed worker of a DataLoader is told twice: by its broken pipe, and by a handler of torch's that raises in
-    whatever runs just then. That must not cut short the word of why the attempt failed."""
+    """Until it is written down why the attempt failed: what torch's handler raises must not cut that short."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield
