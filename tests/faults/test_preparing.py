@@ -82,7 +82,9 @@ def arriving(part: Path) -> bool:
 def ended_in_time(job: Job, begun: float) -> None:
     job.wait(ENDS_SECONDS)
     assert time.monotonic() - begun < ENDS_SECONDS, job.text
-    assert set(job.codes) == {75}, job.text
+    # Once one rank has left, a launcher sends the others SIGTERM once more: one that is all but gone dies of it.
+    assert 75 in job.codes, job.text
+    assert set(job.codes) <= {75, -signal.SIGTERM}, job.text
     assert "Traceback" not in job.text
 
 
