@@ -26,7 +26,7 @@ LIMITS = ("--max_hours", "0.5", "--price", "1000", "--budget", "300", "--save_ev
 
 def assert_clock_jumped(run: Run) -> None:
     times = [datetime.fromisoformat(event["time"]).timestamp() for event in read_lines(run.path / "events.jsonl")]
-    assert any(abs(after - before) > 1800 for before, after in itertools.pairwise(times)), "the clock did not jump"
+    assert any(before - after > 1800 for before, after in itertools.pairwise(times)), "the clock did not jump"
 
 
 def assert_bill(run: Run, seconds: float) -> None:
@@ -76,8 +76,8 @@ def test_the_order_of_checkpoints_is_that_of_steps(tiny: Callable[..., Run], cle
 
 
 def jump(file: Path, over: threading.Event) -> None:
-    """Forth, back, to 1972, and over all ever further back: no two moments 0.1 s apart have the same offset."""
-    for rounds, seconds in itertools.product(range(1000), (0, 3600, -3600, -1_700_000_000)):
+    """Forth, back, and over all ever further back: of two moments 0.1 s apart the later one is before the other."""
+    for rounds, seconds in itertools.product(range(1000), (0, 3600, -3600)):
         temporary = file.with_suffix(".new")
         temporary.write_text(f"{seconds - 10_000 * rounds:+d}\n")
         temporary.replace(file)

@@ -147,6 +147,7 @@ def test_a_terminal_that_closes_with_several_ranks(
     if before == "begin":
         time.sleep(SETTLE_SECONDS)  # it waits in C++ for the one that is held
     os.close(master)
+    closed = time.monotonic()
     if before == "begin":
         ends(other, 15)
     Path(f"{hold}.go").touch()
@@ -159,6 +160,7 @@ def test_a_terminal_that_closes_with_several_ranks(
     assert "attempt" in log.read_text()
     for pid in processes_of(run):
         ends(pid)
+    assert time.monotonic() < closed + 60
     assert_same(run, clean(ranks=2))
 
 
