@@ -20,6 +20,7 @@ import pytest
 from pitstop import attach, cli
 from pitstop.errors import UserError
 from pitstop.files import boot_id
+from pitstop.launcher import command_line
 from pitstop.rundir import now
 
 STATUS = {
@@ -235,6 +236,8 @@ def test_it_waits_for_a_launch_in_the_background(run: Path, dead: int, living: i
         write(run, pid=living)
 
     with subprocess.Popen(program) as launch:
+        while not command_line(launch.pid):  # for an instant after exec the kernel shows none
+            time.sleep(0.01)
         (run.parent / f"launch-20260101-000000-{launch.pid}.log").touch()
         assert attach.choose(run.parent, begin) == run
         assert said == [f"waiting for the run that pid {launch.pid} starts"]

@@ -76,7 +76,7 @@ def test_what_cannot_be_replayed_is_said(tiny: Callable[..., Run]) -> None:
     run.killed("step:5")
     with pytest.raises(verify.UserError, match="no checkpoint to compare with"):
         verify.verify(run.path)
-    run.killed("step:22", SAVES_WAIT="1")
+    run.killed("step:22")
     with pytest.raises(verify.UserError, match="--from_step 3: one of 0, 10 was expected"):
         verify.verify(run.path, 3)
     config = json.loads((run.path / "config.json").read_text())

@@ -135,11 +135,13 @@ class Stopper:
     def watch(self, *limits: Limit) -> None:
         self._limits += limits
 
-    def uninstall(self) -> None:
+    def uninstall(self, *, leaving: bool = False) -> None:
+        """`leaving`: the process is on its way out, and what launchers say a second time must not change its exit code.
+        A Ctrl-C still ends what hangs."""
         if self._ear:
             self._ear.close()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if leaving and number != signal.SIGINT else handler)
         self._before.clear()
 
     def look(self) -> int:

@@ -145,7 +145,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
 def two(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """checkpoints/ with two that are good; for copies."""
     run = Run(warm, tmp_path_factory.mktemp("two"), *SAVES)
-    run.killed("step:13", SAVES_WAIT="1")
+    run.killed("step:13")
     assert run.checkpoints() == [BEFORE, NEWEST]
     return run.path / "checkpoints"
 
@@ -239,7 +239,7 @@ def put_into_manifest(folder: Path, data: bytes) -> None:
 def broken_off(tiny: Callable[..., Run], *flags: str) -> Run:
     """Killed in step 13: there are the checkpoints of the steps 5 and 10."""
     run = tiny(*SAVES, *flags)
-    run.killed("step:13", SAVES_WAIT="1")
+    run.killed("step:13")
     assert run.checkpoints() == [BEFORE, NEWEST]
     return run
 

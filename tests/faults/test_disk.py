@@ -116,7 +116,7 @@ def test_a_run_that_fits_goes_on_after_a_kill(
     """What its checkpoints take already is not asked for again."""
     run = tiny("--runs_dir", str(small_disk / "runs"), "--save_every", "5steps", "--keep", "1")
     run.path = small_disk / "runs" / "r"
-    run.killed("step:18", SAVES_WAIT="1")
+    run.killed("step:18")
     ballast(small_disk, 7_000_000)  # of the 9 MB that a new run asks for
     run.finish()
     assert_same(run, clean())

@@ -12,6 +12,7 @@ from faults.harness import Run, assert_same
 STEPS = 26
 EVALUATIONS = (9, 17)  # steps at whose start a further epoch of 170 images is full
 SAVES = ("--save_every", "5steps")
+UNDER_WAY = {"SAVES_WAIT": ""}  # a save may be, when the kill comes
 FP16 = ("--precision", "fp16", "--images", "68", "--batch_size", "8")  # as many steps; float16 is slow on a CPU
 EMULATED = {"PITSTOP_TEST_EMULATE_FP16": "1"}
 
@@ -68,7 +69,7 @@ def test_two_clean_runs_are_equal_and_another_seed_is_not(clean: Callable[..., R
 def test_killed_at(instants: list[str], tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     run = tiny(*SAVES)
     for instant in instants:
-        run.killed(instant)
+        run.killed(instant, **UNDER_WAY)
     run.finish()
     assert_same(run, clean())
     assert run.status()["attempt"] == len(instants) + 1
@@ -85,7 +86,7 @@ def test_killed_in_every_way_of_computing(
     steps = sorted(chance.sample(range(6, STEPS), 2))
     middle = [f"{chance.choice(('step', 'commit'))}:{step}" for step in steps]
     for instant in ["commit:4", *middle, f"eval:{STEPS}", "finish:before"]:
-        run.killed(instant, KILL_RANK=str(chance.randrange(ranks)))
+        run.killed(instant, KILL_RANK=str(chance.randrange(ranks)), **UNDER_WAY)
     run.finish()
     assert_same(run, clean(*flags, ranks=ranks, **env))
 
@@ -120,7 +121,7 @@ def test_three_ranks_killed_in_the_first_step_and_later(
     """From three ranks up a rebuilt bucket of DDP adds up in another order: a restart would change bits."""
     run = tiny(*SAVES, ranks=3)
     for instant in ("step:1", "step:8", "eval:17"):
-        run.killed(instant, KILL_RANK=str(killed_rank))
+        run.killed(instant, KILL_RANK=str(killed_rank), **UNDER_WAY)
     run.finish()
     assert_same(run, clean(ranks=3))
 
@@ -132,7 +133,7 @@ def test_the_row_that_is_half_done_survives(
     """Means over seven steps, cut by a restart at any place between two rows."""
     run = tiny("--save_every", save_every)
     for instant in ("step:5", "step:6", "step:13", "commit:14", "step:15", "step:25"):
-        run.killed(instant)
+        run.killed(instant, **UNDER_WAY)
     run.finish()
     assert_same(run, clean())
 
@@ -145,7 +146,7 @@ def test_overflow_of_fp16_before_and_after_a_resume(tiny: Callable[..., Run], cl
     assert [step for step in backoffs if step <= 12], f"no overflow before the restart: {scales}"
     assert [step for step in backoffs if step > 12], f"no overflow after the restart: {scales}"
     run = tiny(*FP16, "--save_every", "4steps", **EMULATED)
-    run.killed("step:14", SAVES_WAIT="1")
+    run.killed("step:14")
     saved = run.manifest("step-00000012")["state"]["scaler"]
     assert saved["scale"] == scales[11] != 65536.0  # the log gives the scale after each step
     run.finish()
@@ -156,8 +157,8 @@ def test_overflow_of_fp16_before_and_after_a_resume(tiny: Callable[..., Run], cl
 def test_rows_beyond_the_checkpoint_are_cut(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """The row of step 14 is on disk when the newest checkpoint is that of step 10."""
     run = tiny("--save_every", "5steps")
-    run.killed("step:6", SAVES_WAIT="1")
-    run.killed("step:15", SAVES_WAIT="1")
+    run.killed("step:6")
+    run.killed("step:15")
     assert [name for name in run.checkpoints() if name.startswith("step")] == ["step-00000005", "step-00000010"]
     run.finish()
     assert_same(run, clean())

@@ -26,7 +26,7 @@ def from_step(tiny: Callable[..., Run], images: int, *flags: str, **options: Any
     """The run whose steps from STEP on (counted from 1) have so many images at once, by its flag; computed in two
     attempts, of which the first is killed before it could commit step STEP."""
     run = tiny(*flags, *KEEP, **options)
-    run.killed(f"step:{STEP}", SAVES_WAIT="1")
+    run.killed(f"step:{STEP}")
     run.finish("--micro_batch", str(images))
     assert [event["step"] for event in run.events("restore")] == [STEP - 1]
     return run
@@ -120,8 +120,8 @@ def test_the_next_attempt_keeps_it(tiny: Callable[..., Run]) -> None:
 def test_a_smaller_device_and_a_larger_one(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """The same samples in the same order, the same batch, the same learning rates."""
     run = tiny(*KEEP, **PROBE)
-    run.killed("step:5", SAVES_WAIT="1", MEMORY="10")
-    run.killed("step:9", SAVES_WAIT="1", MEMORY="4")
+    run.killed("step:5", MEMORY="10")
+    run.killed("step:9", MEMORY="4")
     run.finish()
     assert [event["shape"]["micro_batch"] for event in run.events("start")] == [10, 4, 4]
     assert [event["changes"] for event in run.events("shape_changed")] == [["micro_batch: 10 -> 4"]]
@@ -154,7 +154,7 @@ def test_one_of_three_ranks_in_the_middle(rank: int, tiny: Callable[..., Run]) -
     assert run.events("start")[1]["shape"]["micro_batch"] == shortages(run)[0][2]
     assert [event["step"] for event in run.events("restore")] == [STEP - 1]
     oracle = tiny(*KEEP, ranks=3)
-    oracle.killed(f"step:{STEP}", SAVES_WAIT="1")
+    oracle.killed(f"step:{STEP}")
     oracle.finish("--micro_batch", str(shortages(run)[0][2]))
     assert_same(run, oracle)
 
@@ -174,7 +174,7 @@ def test_under_pitstop_launch(tiny: Callable[..., Run]) -> None:
     assert run.status()["attempt"] == 2
     assert "starting again in 1 s" in one.text
     oracle = tiny(*KEEP, ranks=2)
-    oracle.killed(f"step:{STEP}", SAVES_WAIT="1")
+    oracle.killed(f"step:{STEP}")
     oracle.finish("--micro_batch", "4")
     assert_same(run, oracle)
 

@@ -56,7 +56,7 @@ def test_pictures_and_class_accuracies_belong_to_their_rows(warm: Warm, tmp_path
     the pictures of the end, each the very file of the run."""
     flags = ("--save_every", "2steps", "--log_every", "4", "--log_gradients", "True", "--price", "2")
     run = Tracked(warm, tmp_path / "run", *flags, PICTURES="1", **server.environment)
-    run.killed("step:3", SAVES_WAIT="1")
+    run.killed("step:3")
     run.finish()
     stored = server.run()
     assert mirrored(stored) == expected(run)

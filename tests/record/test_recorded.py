@@ -67,7 +67,7 @@ def test_rows_over_kills(
     """Norms, scales, class accuracies and the names of pictures; and the pictures."""
     run = tiny(*flags, *SAVES, *LOGS, ranks=ranks, **env, **PICTURES)
     for instant in ("step:1", "commit:3", "step:6", "step:13", "eval:17", "commit:21", "eval:26", "finish:after_final"):
-        run.killed(instant, KILL_RANK="0" if instant.startswith("finish") else str(ranks - 1))
+        run.killed(instant, KILL_RANK="0" if instant.startswith("finish") else str(ranks - 1), SAVES_WAIT="")
     run.finish()
     whole = clean(*flags, *LOGS, ranks=ranks, **env, **PICTURES)
     assert_same(run, whole)
@@ -76,21 +76,20 @@ def test_rows_over_kills(
 
 
 @pytest.mark.parametrize(
-    ("instants", "env"),
+    "instant",
     [
-        (["step:1"], {}),
-        (["commit:6"], {"SAVES_WAIT": "1"}),  # the row of step 7 is the next attempt's, which has not seen step 0
-        (["commit:7"], {"SAVES_WAIT": "1"}),  # it was written, and is not in the checkpoint of step 5
-        (["commit:4"], {}),  # nothing was saved: it begins anew
-        (["commit:12"], {"SAVES_WAIT": "1"}),  # it is in the checkpoint of step 10
+        "step:1",
+        "commit:6",  # the row of step 7 is the next attempt's, which has not seen step 0
+        "commit:7",  # it was written, and is not in the checkpoint of step 5
+        "commit:4",  # nothing was saved: it begins anew
+        "commit:12",  # it is in the checkpoint of step 10
     ],
 )
 def test_whichever_attempt_writes_the_first_row(
-    instants: list[str], env: dict[str, str], tiny: Callable[..., Run], clean: Callable[..., Run]
+    instant: str, tiny: Callable[..., Run], clean: Callable[..., Run]
 ) -> None:
     run, whole = tiny(*SAVES), clean()
-    for instant in instants:
-        run.killed(instant, **env)
+    run.killed(instant)
     run.finish()
     assert_same(run, whole)
     assert pictures(run) == pictures(whole)

@@ -56,7 +56,7 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
-            stopper.uninstall()
+            stopper.uninstall(leaving=isinstance(sys.exc_info()[1], SystemExit))
 
 
 def _start_again(attempt: Attempt) -> None:
