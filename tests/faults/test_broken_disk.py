@@ -25,8 +25,9 @@ def command(*words: object) -> bool:
     return subprocess.run([str(word) for word in words], capture_output=True, check=False).returncode == 0
 
 
-def wait_for_step(run: Run, job: Job, step: int) -> None:
-    while len(run.step_log()) < step:
+def wait_for_save(run: Run, job: Job) -> None:
+    """The first, which is that of step 4."""
+    while not run.events("save"):
         assert not job.over.wait(0.01), job.text
 
 
@@ -75,7 +76,7 @@ def test_read_only_for_a_while(
     run = tiny(*SAVES, STEP_SECONDS="0.05")
     folder = on_a_disk_of_its_own(run, mounted)
     job = run.start()
-    wait_for_step(run, job, 6)
+    wait_for_save(run, job)
     make_read_only(folder, job)
     wait_for_failures(job, 1)
     assert command("mount", "-o", "remount,rw", folder)
@@ -94,7 +95,7 @@ def test_read_only_for_good(tiny: Callable[..., Run], clean: Callable[..., Run],
     run = tiny(*SAVES, STEP_SECONDS="0.05")
     folder = on_a_disk_of_its_own(run, mounted)
     job = run.start()
-    wait_for_step(run, job, 6)
+    wait_for_save(run, job)
     make_read_only(folder, job)
     job.wait()
     assert job.code == 76, job.text
@@ -132,7 +133,7 @@ def test_no_save_whose_fsync_failed(tiny: Callable[..., Run], clean: Callable[..
     """The bytes were all taken, and the disk could not keep them: that was no save."""
     run = tiny(*SAVES, STEP_SECONDS="0.05")
     job = run.start()
-    wait_for_step(run, job, 6)
+    wait_for_save(run, job)
     with injected(job, "fsync:error=EIO"):
         before = good(run)
         wait_for_failures(job, 2)
@@ -153,7 +154,7 @@ def test_no_save_whose_fsync_failed(tiny: Callable[..., Run], clean: Callable[..
 def test_a_call_that_fails_for_good(call: str, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     run = tiny(*SAVES, STEP_SECONDS="0.05")
     job = run.start()
-    wait_for_step(run, job, 6)
+    wait_for_save(run, job)
     with injected(job, f"{call}:error=EIO"):
         job.wait()
     assert job.code == 76, job.text
@@ -191,12 +192,12 @@ def trip(disk: Path) -> None:
 
 
 def broken(how: Callable[[Path], None], tmp_path: Path, run: Run, mounted: Callable[..., None]) -> Job:
-    """An attempt whose whole run directory breaks after 6 steps, and is mended when it has ended."""
+    """An attempt whose whole run directory breaks after a save, and is mended when it has ended."""
     disk = ext4(tmp_path, mounted)
     run.flags = (*run.flags, "--runs_dir", str(disk / "runs"))
     run.path = disk / "runs" / "r"
     job = run.start()
-    wait_for_step(run, job, 6)
+    wait_for_save(run, job)
     with contextlib.suppress(OSError):  # a write to trigger_fs_error says at once what it has done
         how(disk)
     job.wait()
