@@ -318,6 +318,18 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+def test_a_process_that_leaves_hears_only_ctrl_c() -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    stop = Stopper()
+    stop.install()
+    stop.uninstall(leaving=True)
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert after == [signal.SIG_IGN] * 4 + before[-1:]
+
+
 def test_a_person_outweighs_a_machine() -> None:
     stop = Stopper()
     stop.request("a cloud", START_AGAIN)

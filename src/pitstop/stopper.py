@@ -119,15 +119,20 @@ class Stopper:
             if os.getppid() != parent:  # it died just before
                 self.request("the launcher has died", START_AGAIN)
 
-    def let_signal_arrive(self) -> None:
-        """A rank that was asked to leave breaks what connects it to the others, maybe before they are asked: they fail.
-        The signal tells them why, if it is on its way.
+    def leave_if_asked(self, *, wait: bool) -> None:
+        """Something fails. Before the first step that may be because of a signal: torch can swallow the SystemExit of a
+        handler, and a rank that left breaks what connects it to the others, maybe before they are asked to: `wait` for
+        a signal that is on its way.
 
         Raises:
-            SystemExit: it was, and nothing is lost.
+            SystemExit: the process was asked to leave, and nothing is lost.
         """
-        if not self._armed:
+        if self._armed:
+            return
+        if wait and not self.exit_code:
             time.sleep(SIGNAL_FOLLOWS_SECONDS)
+        if self.exit_code:
+            raise SystemExit(self.exit_code)
 
     def arm(self) -> None:
         self._armed = True

@@ -1,10 +1,13 @@
 """Asked to stop: a checkpoint at this step, a status that launchers understand, the same bytes after the restart."""
 
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from faults.harness import Run, assert_same
+from faults.harness import TINY, Run, assert_same
+from faults.holding import stopped, until
 
 
 @pytest.mark.parametrize(("name", "code", "restart"), [("TERM", 75, "now"), ("USR1", 75, "now"), ("INT", 76, "person")])
@@ -70,12 +73,71 @@ def test_a_second_interrupt_means_at_once(tiny: Callable[..., Run], clean: Calla
     assert_same(run, clean())
 
 
+LEAVES_SLOWLY = """
+import runpy, sys, time
+from pathlib import Path
+
+sys.argv[0] = {tiny!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    Path("leaves").touch()
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("instant", ["prepared", "step:4"])
+def test_all_is_said_again_to_one_that_leaves(instant: str, tiny: Callable[..., Run], tmp_path: Path) -> None:
+    """As launchers do, whose terminal closes besides. A launcher that is to start it again does so after 75 alone."""
+    recipe = tmp_path / "leaves_slowly.py"
+    recipe.write_text(LEAVES_SLOWLY.format(tiny=str(TINY)))
+    run = tiny(recipe=recipe)
+    job = run.start(KILL_AT=instant, KILL_SIGNAL="TERM")
+    until((run.folder / "leaves").exists, job)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        job.signal(number)
+        time.sleep(0.05)
+    assert job.wait().codes == [75], job.text
+    stopped(run, "now")
+
+
+SWALLOWS = """
+import os, runpy, sys
+
+def kill(pid, number, real=os.kill):
+    try:
+        real(pid, number)
+    except SystemExit:
+        print("swallowed")
+
+os.kill = kill
+sys.argv[0] = {tiny!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("fails_in", "step"), [("0", 0), ("never", 1)])
+def test_torch_swallows_what_the_handler_raises(
+    fails_in: str, step: int, tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Seen in a first forward and backward pass, under Python that C++ calls. What fails then has failed of that."""
+    recipe = tmp_path / "swallows.py"
+    recipe.write_text(SWALLOWS.format(tiny=str(TINY)))
+    run = tiny(recipe=recipe)
+    job = run.go(KILL_AT="restored", KILL_SIGNAL="TERM", RAISE_AT=fails_in)
+    assert job.codes == [75], job.text
+    assert "swallowed" in job.text
+    assert stopped(run, "now")["step"] == step
+    run.finish()
+    assert_same(run, clean())
+
+
 def test_one_of_three_ranks_is_asked_and_all_stop_at_the_same_step(
     tiny: Callable[..., Run], clean: Callable[..., Run]
 ) -> None:
     run = tiny(ranks=3)
     job = run.go(KILL_AT="step:4", KILL_SIGNAL="TERM", KILL_RANK="2", STEP_SECONDS="0.1")
-    assert 75 in job.codes, job.text
+    assert job.codes == [75] * 3, job.text
     last = {rank: max(row["step"] for row in run.step_log() if row["rank"] == rank) for rank in range(3)}
     assert len(set(last.values())) == 1, last
     assert last[0] < 25, "they did not stop"

@@ -50,8 +50,7 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
         except Exception as error:
             cause = _told_again(error)
             with _deaf_to_workers():
-                if not attempt.leads:
-                    stopper.let_signal_arrive()
+                stopper.leave_if_asked(wait=not attempt.leads)
                 attempt.failed(cause)
             raise
         finally:
