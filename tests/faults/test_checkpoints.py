@@ -236,9 +236,9 @@ def put_into_manifest(folder: Path, data: bytes) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def broken_off(tiny: Callable[..., Run], *flags: str) -> Run:
+def broken_off(tiny: Callable[..., Run]) -> Run:
     """Killed in step 13: there are the checkpoints of the steps 5 and 10."""
-    run = tiny(*SAVES, *flags)
+    run = tiny(*SAVES)
     run.killed("step:13")
     assert run.checkpoints() == [BEFORE, NEWEST]
     return run
@@ -353,7 +353,9 @@ def test_a_checkpoint_that_kills_twice_is_set_aside_with_a_store_too(
     tiny: Callable[..., Run], clean: Callable[..., Run], tmp_path: Path
 ) -> None:
     """The store has it as well, and is asked before anything is loaded."""
-    run = broken_off(tiny, "--store", f"file://{tmp_path}/store")
+    run = tiny(*SAVES, "--store", f"file://{tmp_path}/store")
+    assert run.go(KILL_AT="step:10", KILL_SIGNAL="TERM").codes == [75]  # who stops in order waits for the store
+    assert run.checkpoints() == [BEFORE, NEWEST]
     run.killed("loading")
     run.killed("loading")
     check_used_the_one_before(run, clean())
