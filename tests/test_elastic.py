@@ -31,6 +31,7 @@ def test_other_numbers_of_processes(
     run, alone = tiny(*FLAGS), clean(*FLAGS)
     for name, ranks, step in ways:
         env = {"KILL_AT": f"step:{step}", "KILL_SIGNAL": name, "KILL_RANK": str(ranks - 1)} if name else {}
+        env |= {"SAVES_WAIT": "1"}  # the shape of each is in a checkpoint
         slow = {"STEP_SECONDS": "0.1"} if name == "TERM" and ranks > 1 else {}  # ranks ask each other once a second
         job = run.go(ranks=ranks, **env, **slow)
         assert {"KILL": -9, "TERM": 75, "": 0}[name] in job.codes, job.text

@@ -240,7 +240,9 @@ def test_members_of_an_archive(run: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
-def test_members_of_a_tar(run: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_members_of_a_tar(
+    run: Path, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same as of the folder that was packed, whatever the order in it; no name leads out, no link is followed."""
     Path("in/b").mkdir(parents=True)
     for number, name in enumerate(("b/z.png", "a.png", "b/猫.png")):
@@ -253,9 +255,10 @@ def test_members_of_a_tar(run: Path, suffix: str, capsys: pytest.CaptureFixture[
         archive.add("in", "./in")
         archive.add("in/a.png", "../../out.png")
     Path("in/link.png").unlink()
-    temporary = set(os.listdir(tempfile.gettempdir()))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary := tmp_path / "temporary"))
+    temporary.mkdir()
     rows = told(run, f"all{suffix}", code=1)
-    assert set(os.listdir(tempfile.gettempdir())) <= temporary
+    assert not list(temporary.iterdir())
     folder = [(f"all{suffix}/{name}", shares) for name, shares in told(run, "in", code=1)]
     assert rows == folder
     assert f"skipped all{suffix}/in/bad.png: no image" in capsys.readouterr().err
