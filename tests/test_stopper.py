@@ -318,16 +318,47 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_a_process_that_leaves_hears_only_ctrl_c() -> None:
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
+LEAVES = """
+    import atexit, signal, subprocess, sys
+    from pitstop.stopper import Stopper
+
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+    atexit.register(lambda: print([signal.getsignal(number) is signal.SIG_IGN for number in NUMBERS]))
     stop = Stopper()
     stop.install()
-    stop.uninstall(leaving=True)
-    after = [signal.getsignal(number) for number in numbers]
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-    assert after == [signal.SIG_IGN] * 4 + before[-1:]
+    stop.leave()
+    signal.raise_signal(signal.SIGTERM)
+    stop.uninstall()
+    for number in NUMBERS:
+        signal.raise_signal(number)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.terminate()
+    print(child.returncode)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("interrupted")
+    sys.exit(75)
+"""
+
+
+def test_a_process_that_leaves_hears_only_ctrl_c() -> None:
+    """To its very end; what it starts meanwhile hears all."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(LEAVES)], stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split("\n") == ["-15", "interrupted", str([True] * 4), ""]
+    assert done.returncode == START_AGAIN
+
+
+def test_a_failure_is_a_stop_only_where_a_handler_has_ended_the_process(installed: Stopper) -> None:
+    """A file STOP ends nothing by itself: what fails meanwhile has failed."""
+    installed.request("a file STOP", PERSON_DECIDES)
+    installed.leave_if_asked(wait=False)
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        installed.leave_if_asked(wait=True)
+    installed.arm()
+    installed.leave_if_asked(wait=True)  # there is something to lose
 
 
 def test_a_person_outweighs_a_machine() -> None:

@@ -3,8 +3,10 @@
 Handlers never save and never communicate: they may run in the middle of either.
 """
 
+import atexit
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -33,6 +35,10 @@ TOGETHER_SECONDS = 0.3  # within which a hangup and the death of the launcher th
 HANGUP_SECONDS = 5.0
 CPP_SECONDS = 5.0  # after which a process that was to leave at once stands in C++
 SIGNAL_FOLLOWS_SECONDS = 1.0  # all ranks are signalled one by one, and by a loaded machine
+
+
+def _deaf(number: int, frame: FrameType | None) -> None:
+    """Instead of SIG_IGN, which programs that are started would inherit."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +135,15 @@ class Stopper:
         """
         if self._armed:
             return
-        if wait and not self.exit_code:
+        if wait and not self._leaving_until:
             time.sleep(SIGNAL_FOLLOWS_SECONDS)
-        if self.exit_code:
+        if self._leaving_until:
             raise SystemExit(self.exit_code)
+
+    def leave(self) -> None:
+        """The process is on its way out, and keeps its exit code: launchers say everything twice, and their second word
+        comes when it is all but gone. Who catches its SystemExit and lives on must give signals their handlers back."""
+        self._leaving_until = math.inf
 
     def arm(self) -> None:
         self._armed = True
@@ -140,13 +151,15 @@ class Stopper:
     def watch(self, *limits: Limit) -> None:
         self._limits += limits
 
-    def uninstall(self, *, leaving: bool = False) -> None:
-        """`leaving`: the process is on its way out, and what launchers say a second time must not change its exit code.
-        A Ctrl-C still ends what hangs."""
+    def uninstall(self) -> None:
+        """After `leave` only Ctrl-C gets through: it ends what hangs."""
         if self._ear:
             self._ear.close()
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if leaving and number != signal.SIGINT else handler)
+            deaf = self._leaving_until == math.inf and number != signal.SIGINT
+            signal.signal(number, _deaf if deaf else handler)
+            if deaf:  # the interpreter gives up its handlers long before the process ends
+                atexit.register(signal.signal, number, signal.SIG_IGN)
         self._before.clear()
 
     def look(self) -> int:
@@ -197,7 +210,9 @@ class Stopper:
         """In a thread, and once: what follows a hangup is the agent's second word for it."""
         if self._meaning(number) == signal.SIGHUP and self.reason in ("", signal.SIGHUP.name):
             hung_up()
-        if not self._armed and not closed.wait(CPP_SECONDS) and not self._armed:  # maybe it came just before `arm`
+        if self._armed or closed.wait(CPP_SECONDS):
+            return
+        if not self._armed and self._leaving_until < math.inf:  # it came neither just before `arm`, nor too late
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             os._exit(START_AGAIN)

@@ -165,7 +165,7 @@ class Run:
     def killed(self, at: str, **env: str) -> Job:
         """An attempt that must be killed at the instant `at`. Saves before it are done, on however slow a disk, unless
         SAVES_WAIT is "": then one may be under way."""
-        job = self.go(KILL_AT=at, **{"SAVES_WAIT": "1"} | env)
+        job = self.go(**{"KILL_AT": at, "SAVES_WAIT": "1"} | env)
         assert -signal.SIGKILL in job.codes, f"{at} did not happen: {job.codes}\n{job.text}"
         return job
 

@@ -76,29 +76,56 @@ def test_a_second_interrupt_means_at_once(tiny: Callable[..., Run], clean: Calla
 LEAVES_SLOWLY = """
 import runpy, sys, time
 from pathlib import Path
+from pitstop.session.attempt import Attempt
 
+def close(self, *arguments, real=Attempt.close):
+    Path("closes").touch()
+    time.sleep(0.5)
+    real(self, *arguments)
+
+Attempt.close = close
 sys.argv[0] = {tiny!r}
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
     Path("leaves").touch()
-    time.sleep(1)
+    time.sleep(0.5)
 """
 
 
-@pytest.mark.parametrize("instant", ["prepared", "step:4"])
-def test_all_is_said_again_to_one_that_leaves(instant: str, tiny: Callable[..., Run], tmp_path: Path) -> None:
-    """As launchers do, whose terminal closes besides. A launcher that is to start it again does so after 75 alone."""
+@pytest.mark.parametrize(
+    ("name", "at", "flags", "code", "state"),
+    [
+        ("TERM", "prepared", (), 75, "stopped"),
+        ("TERM", "step:4", (), 75, "stopped"),
+        ("INT", "step:4", (), 76, "stopped"),
+        ("TERM", "never", ("--seed", "1"), 2, "failed"),
+        ("TERM", "never", (), 0, "finished"),
+    ],
+    ids=["early", "stopped", "interrupted", "refused", "finished before"],
+)
+def test_all_is_said_again_to_one_that_leaves(
+    name: str, at: str, flags: tuple[str, ...], code: int, state: str, tiny: Callable[..., Run], tmp_path: Path
+) -> None:
+    """As launchers do, whose terminal closes besides. What they do then goes by the exit code."""
     recipe = tmp_path / "leaves_slowly.py"
     recipe.write_text(LEAVES_SLOWLY.format(tiny=str(TINY)))
     run = tiny(recipe=recipe)
-    job = run.start(KILL_AT=instant, KILL_SIGNAL="TERM")
-    until((run.folder / "leaves").exists, job)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-        job.signal(number)
-        time.sleep(0.05)
-    assert job.wait().codes == [75], job.text
-    stopped(run, "now")
+    if code == 0:
+        run.finish()
+    elif code == 2:
+        run.killed("step:3")
+    for file in ("closes", "leaves"):
+        (run.folder / file).unlink(missing_ok=True)
+    job = run.start(*flags, KILL_AT=at, KILL_SIGNAL=name)
+    for file in ("closes", "leaves"):
+        until((run.folder / file).exists, job)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            job.signal(number)
+            time.sleep(0.02)
+    assert job.wait().codes == [code], job.text
+    assert run.status()["state"] == state
+    assert "saving after this step" not in job.text.partition("stopped at")[2]
 
 
 SWALLOWS = """
@@ -128,6 +155,7 @@ def test_torch_swallows_what_the_handler_raises(
     assert job.codes == [75], job.text
     assert "swallowed" in job.text
     assert stopped(run, "now")["step"] == step
+    assert ("a defect of the recipe's" in run.log()) == (fails_in == "0")
     run.finish()
     assert_same(run, clean())
 

@@ -57,7 +57,7 @@ def to_the_group(job: Job, number: int) -> None:
 
 def test_they_bring_the_same(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     run = tiny(*SAVES, **WORKERS)
-    run.killed("step:8")
+    run.killed("step:8", SAVES_WAIT="")
     run.finish()
     assert_same(run, clean())
 

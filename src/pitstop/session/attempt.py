@@ -194,10 +194,13 @@ class Attempt:
         if self._tracker:
             self._tracker.finish(code, self.seconds_left())
 
-    def failed(self, error: Exception) -> None:
-        """A defect, ours or the recipe's: train.log has the traceback too."""
+    def log_traceback(self) -> None:
+        """Of the exception that is being handled, in train.log."""
         if self.run.is_open:
             self.run.log(traceback.format_exc())
+
+    def failed(self, error: Exception) -> None:
+        """A defect, ours or the recipe's."""
         self.ended("failed", f"{type(error).__name__}: {error}", FAILED)
 
     def refused(self, error: UserError) -> None:

@@ -31,31 +31,43 @@ def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, S
     with sturdy():
         attempt = Attempt(config, recipe, launched_rank(), lambda: stopper.seconds_left)
         try:
-            stopper.install(lambda: _start_again(attempt))
-            stopper.heed_hangup()
-            check_meeting()
-            with _watching(config, attempt, stopper):
-                finished = attempt.look()
-                if finished and launched_world() == 1:
-                    raise SystemExit(FINISHED)
-                with stopper.waiting() if launched_world() > 1 else nullcontext():
-                    place = find(config)
-                if place.of_rank_0(finished):
-                    place.part()
-                    raise SystemExit(FINISHED)
-                yield attempt, place, stopper
-        except UserError as error:
-            attempt.refused(error)
-            raise SystemExit(error.exit_code) from None
-        except Exception as error:
-            cause = _told_again(error)
-            with _deaf_to_workers():
-                stopper.leave_if_asked(wait=not attempt.leads)
-                attempt.failed(cause)
+            with _written_down(attempt, stopper):
+                stopper.install(lambda: _start_again(attempt))
+                stopper.heed_hangup()
+                check_meeting()
+                with _watching(config, attempt, stopper):
+                    finished = attempt.look()
+                    if finished and launched_world() == 1:
+                        raise SystemExit(FINISHED)
+                    with stopper.waiting() if launched_world() > 1 else nullcontext():
+                        place = find(config)
+                    if place.of_rank_0(finished):
+                        place.part()
+                        raise SystemExit(FINISHED)
+                    yield attempt, place, stopper
+        except SystemExit:
+            stopper.leave()
             raise
         finally:
             attempt.close(stopper.exit_code or PERSON_DECIDES, stopper.reason)
-            stopper.uninstall(leaving=isinstance(sys.exc_info()[1], SystemExit))
+            stopper.uninstall()
+
+
+@contextmanager
+def _written_down(attempt: Attempt, stopper: Stopper) -> Iterator[None]:
+    """Why the attempt fails, and what that means: for people, for launchers, for the next attempt."""
+    try:
+        yield
+    except UserError as error:
+        attempt.refused(error)
+        raise SystemExit(error.exit_code) from None
+    except Exception as error:
+        cause = _told_again(error)
+        with _deaf_to_workers():
+            attempt.log_traceback()
+            stopper.leave_if_asked(wait=not attempt.leads)
+            attempt.failed(cause)
+        raise
 
 
 def _start_again(attempt: Attempt) -> None:
