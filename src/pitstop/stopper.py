@@ -152,11 +152,11 @@ class Stopper:
         self._limits += limits
 
     def uninstall(self) -> None:
-        """After `leave` only Ctrl-C gets through: it ends what hangs."""
+        """After `leave` one that hangs is ended by Ctrl-C, or by the death of its launcher, which reads no code then."""
         if self._ear:
             self._ear.close()
         for number, handler in self._before.items():
-            deaf = self._leaving_until == math.inf and number != signal.SIGINT
+            deaf = self._leaving_until == math.inf and number not in (signal.SIGINT, PARENT_DIED)
             signal.signal(number, _deaf if deaf else handler)
             if deaf:  # the interpreter gives up its handlers long before the process ends
                 atexit.register(signal.signal, number, signal.SIG_IGN)

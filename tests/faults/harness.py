@@ -18,6 +18,7 @@ from pitstop.record import WALL_CLOCK_FIELDS
 TESTS = Path(__file__).resolve().parents[1]
 TINY = TESTS / "tiny.py"
 TIMEOUT_SECONDS = 120
+UNDER_WAY = {"SAVES_WAIT": ""}  # a save may be, when a kill comes
 LONG_FORM = os.environ.get("PITSTOP_TEST_SWEEP") == "all"  # as `make storm` says it
 
 
@@ -163,9 +164,9 @@ class Run:
         return job
 
     def killed(self, at: str, **env: str) -> Job:
-        """An attempt that must be killed at the instant `at`. Saves before it are done, on however slow a disk, unless
-        SAVES_WAIT is "": then one may be under way."""
-        job = self.go(**{"KILL_AT": at, "SAVES_WAIT": "1"} | env)
+        """An attempt that must be killed at the instant `at`. Saves before it are done, on however slow a disk: but for
+        `**UNDER_WAY`."""
+        job = self.go(**{"KILL_AT": at, "SAVES_WAIT": "1"} | self.env | env)
         assert -signal.SIGKILL in job.codes, f"{at} did not happen: {job.codes}\n{job.text}"
         return job
 

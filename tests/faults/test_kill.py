@@ -7,12 +7,11 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from faults.harness import Run, assert_same
+from faults.harness import UNDER_WAY, Run, assert_same
 
 STEPS = 26
 EVALUATIONS = (9, 17)  # steps at whose start a further epoch of 170 images is full
 SAVES = ("--save_every", "5steps")
-UNDER_WAY = {"SAVES_WAIT": ""}  # a save may be, when the kill comes
 FP16 = ("--precision", "fp16", "--images", "68", "--batch_size", "8")  # as many steps; float16 is slow on a CPU
 EMULATED = {"PITSTOP_TEST_EMULATE_FP16": "1"}
 

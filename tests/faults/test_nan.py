@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import safetensors.numpy
-from faults.harness import Run, assert_same
+from faults.harness import UNDER_WAY, Run, assert_same
 from faults.holding import stopped
 
 from pitstop import checkpoint
@@ -54,7 +54,7 @@ def losses(run: Run) -> dict[int, float]:
 def test_once(flags: tuple[str, ...], env: dict[str, str], tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     """The update of step 10 is skipped, and that is all: no weight is NaN, and a kill in between changes no bit."""
     run = tiny(*flags, *SAVES, NAN_AT="10-10")
-    run.killed("step:12", SAVES_WAIT="")
+    run.killed("step:12", **UNDER_WAY)
     run.finish()
     whole = clean(*flags, NAN_AT="10-10")
     assert_same(run, whole)

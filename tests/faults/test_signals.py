@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults.harness import TINY, Run, assert_same
-from faults.holding import stopped, until
+from faults.holding import held, steps, stopped, until
 
 
 @pytest.mark.parametrize(("name", "code", "restart"), [("TERM", 75, "now"), ("USR1", 75, "now"), ("INT", 76, "person")])
@@ -120,12 +120,27 @@ def test_all_is_said_again_to_one_that_leaves(
     job = run.start(*flags, KILL_AT=at, KILL_SIGNAL=name)
     for file in ("closes", "leaves"):
         until((run.folder / file).exists, job)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             job.signal(number)
             time.sleep(0.02)
     assert job.wait().codes == [code], job.text
     assert run.status()["state"] == state
     assert "saving after this step" not in job.text.partition("stopped at")[2]
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_one_rank_waits_after_its_first_step_for_another(slow: int, tiny: Callable[..., Run]) -> None:
+    """Neither has anything to lose before all have done that step."""
+    run = tiny(ranks=2)
+    with held(run, "step:1", KILL_RANK=str(slow)) as job:
+        until(lambda: steps(run) == 2, job)
+        time.sleep(0.3)  # the other one waits
+        job.signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert job.wait().codes == [75, 75], job.text
+    assert "Traceback" not in job.text
+    stopped(run, "now")
+    assert run.checkpoints() == []
 
 
 SWALLOWS = """

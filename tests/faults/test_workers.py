@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.harness import TINY, Job, Run, assert_same
+from faults.harness import TINY, UNDER_WAY, Job, Run, assert_same
 from faults.holding import held, steps, stopped, until
 
 WORKERS = {"WORKERS": "2"}
@@ -57,7 +57,7 @@ def to_the_group(job: Job, number: int) -> None:
 
 def test_they_bring_the_same(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     run = tiny(*SAVES, **WORKERS)
-    run.killed("step:8", SAVES_WAIT="")
+    run.killed("step:8", **UNDER_WAY)
     run.finish()
     assert_same(run, clean())
 

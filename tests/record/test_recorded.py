@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from faults.harness import Run, assert_same
+from faults.harness import UNDER_WAY, Run, assert_same
 from faults.test_nan import strict
 from safetensors.numpy import load_file
 
@@ -67,7 +67,7 @@ def test_rows_over_kills(
     """Norms, scales, class accuracies and the names of pictures; and the pictures."""
     run = tiny(*flags, *SAVES, *LOGS, ranks=ranks, **env, **PICTURES)
     for instant in ("step:1", "commit:3", "step:6", "step:13", "eval:17", "commit:21", "eval:26", "finish:after_final"):
-        run.killed(instant, KILL_RANK="0" if instant.startswith("finish") else str(ranks - 1), SAVES_WAIT="")
+        run.killed(instant, KILL_RANK="0" if instant.startswith("finish") else str(ranks - 1), **UNDER_WAY)
     run.finish()
     whole = clean(*flags, *LOGS, ranks=ranks, **env, **PICTURES)
     assert_same(run, whole)

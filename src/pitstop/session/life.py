@@ -65,7 +65,7 @@ def _written_down(attempt: Attempt, stopper: Stopper) -> Iterator[None]:
         cause = _told_again(error)
         with _deaf_to_workers():
             attempt.log_traceback()
-            stopper.leave_if_asked(wait=not attempt.leads)
+            stopper.leave_if_asked(wait=not attempt.leads)  # a crash of another rank must not look like a stop
             attempt.failed(cause)
         raise
 

@@ -179,13 +179,13 @@ class Session:
         self._wishes.step(metrics)
         self._metrics.add(metrics | {name: same / self.world for name, same in self.precision.figures.items()})
         self._rows.stepped()
-        self._stopper.arm()  # before its first step an attempt has nothing to lose: a signal ended it at once
         last = self.step == self.total_steps
         if last or self.step % self.config.log_every == 0:
             lr, media = self._optimizer.param_groups[0]["lr"], self._results.samples.media(self.step)
             self._results.row(*self._rows.train(self.step, lr, media))
         self._saver.poll(self._rows.clock)
         stop, save = (0, True) if last else self._wishes.after(self.step, self._rows.step_seconds)
+        self._stopper.arm()  # all ranks have agreed: none leaves at once any more, while others wait for it
         if stop:
             self._stop(stop)
         if save or self._saver.due_at(self.step):
