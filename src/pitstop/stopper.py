@@ -152,7 +152,7 @@ class Stopper:
         self._limits += limits
 
     def uninstall(self) -> None:
-        """After `leave` one that hangs is ended by Ctrl-C, or by the death of its launcher, which reads no code then."""
+        """After `leave` one that hangs is ended by Ctrl-C, or by the death of its launcher: that reads no code then."""
         if self._ear:
             self._ear.close()
         for number, handler in self._before.items():
