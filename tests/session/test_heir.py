@@ -119,7 +119,7 @@ def test_two_that_ask_for_one_port(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import torch.distributed as d; d.init_process_group('gloo')\n"
-        "import os; print(os.environ['MASTER_ADDR'], 'met', d.get_world_size())\n"
+        "import os; os.write(1, f\"{os.environ['MASTER_ADDR']} met {d.get_world_size()}\\n\".encode())\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
