@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.harness import Job, Run, assert_same
+from faults.holding import until
 from faults.saving import NAME
 
 from pitstop import checkpoint
@@ -23,17 +24,6 @@ NO_LOG = 2  # what is not on the disk is lost, and so is the journal
 
 def command(*words: object) -> bool:
     return subprocess.run([str(word) for word in words], capture_output=True, check=False).returncode == 0
-
-
-def wait_for_save(run: Run, job: Job) -> None:
-    """The first, which is that of step 4."""
-    while not run.events("save"):
-        assert not job.over.wait(0.01), job.text
-
-
-def wait_for_failures(job: Job, number: int) -> None:
-    while job.text.count("WAS NOT SAVED") < number:
-        assert not job.over.wait(0.01), job.text
 
 
 def good(run: Run) -> list[int]:
@@ -76,9 +66,9 @@ def test_read_only_for_a_while(
     run = tiny(*SAVES, STEP_SECONDS="0.05")
     folder = on_a_disk_of_its_own(run, mounted)
     job = run.start()
-    wait_for_save(run, job)
+    until(lambda: run.events("save"), job)
     make_read_only(folder, job)
-    wait_for_failures(job, 1)
+    until(lambda: job.text.count("WAS NOT SAVED") >= 1, job)
     assert command("mount", "-o", "remount,rw", folder)
     job.wait()
     assert job.code == 0, job.text
@@ -95,7 +85,7 @@ def test_read_only_for_good(tiny: Callable[..., Run], clean: Callable[..., Run],
     run = tiny(*SAVES, STEP_SECONDS="0.05")
     folder = on_a_disk_of_its_own(run, mounted)
     job = run.start()
-    wait_for_save(run, job)
+    until(lambda: run.events("save"), job)
     make_read_only(folder, job)
     job.wait()
     assert job.code == 76, job.text
@@ -133,10 +123,10 @@ def test_no_save_whose_fsync_failed(tiny: Callable[..., Run], clean: Callable[..
     """The bytes were all taken, and the disk could not keep them: that was no save."""
     run = tiny(*SAVES, STEP_SECONDS="0.05")
     job = run.start()
-    wait_for_save(run, job)
+    until(lambda: run.events("save"), job)
     with injected(job, "fsync:error=EIO"):
         before = good(run)
-        wait_for_failures(job, 2)
+        until(lambda: job.text.count("WAS NOT SAVED") >= 2, job)
         assert good(run) == before
     job.wait()
     assert job.code == 0, job.text
@@ -154,7 +144,7 @@ def test_no_save_whose_fsync_failed(tiny: Callable[..., Run], clean: Callable[..
 def test_a_call_that_fails_for_good(call: str, tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     run = tiny(*SAVES, STEP_SECONDS="0.05")
     job = run.start()
-    wait_for_save(run, job)
+    until(lambda: run.events("save"), job)
     with injected(job, f"{call}:error=EIO"):
         job.wait()
     assert job.code == 76, job.text
@@ -197,7 +187,7 @@ def broken(how: Callable[[Path], None], tmp_path: Path, run: Run, mounted: Calla
     run.flags = (*run.flags, "--runs_dir", str(disk / "runs"))
     run.path = disk / "runs" / "r"
     job = run.start()
-    wait_for_save(run, job)
+    until(lambda: run.events("save"), job)
     with contextlib.suppress(OSError):  # a write to trigger_fs_error says at once what it has done
         how(disk)
     job.wait()

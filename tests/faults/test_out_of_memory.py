@@ -106,9 +106,9 @@ def test_the_probe_finds_out(ranks: int, tiny: Callable[..., Run], clean: Callab
 def test_the_next_attempt_keeps_it(tiny: Callable[..., Run]) -> None:
     """It does not try again what is known to fail, though the checkpoint is older; until it is asked for by name."""
     run = tiny(*SHORT, "--save_every", "5steps")
-    run.go(MEMORY=f"10@{STEP}-{STEPS}", KILL_AT="step:9", SAVES_WAIT="1")
+    run.killed("step:9", MEMORY=f"10@{STEP}-{STEPS}")
     assert micro_batches(run) == [0]
-    run.go(MEMORY="10@0-3", KILL_AT="step:12", SAVES_WAIT="1")
+    run.killed("step:12", MEMORY="10@0-3")
     assert run.events("start")[1]["shape"]["micro_batch"] == 10
     assert [event["changes"] for event in run.events("shape_changed")] == [["micro_batch: 0 -> 10"]] * 2
     run.finish("--micro_batch", "0")

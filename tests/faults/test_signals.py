@@ -60,8 +60,7 @@ def test_a_signal_before_there_is_anything_to_lose(
 def test_a_second_interrupt_means_at_once(tiny: Callable[..., Run], clean: Callable[..., Run]) -> None:
     run = tiny(STEP_SECONDS="0.5")
     job = run.start()
-    while len(run.step_log()) < 2:
-        assert not job.over.wait(0.01), job.text
+    until(lambda: steps(run) >= 2, job)
     job.signal(signal.SIGINT)
     assert not job.over.wait(0.05)
     job.signal(signal.SIGINT)
@@ -194,8 +193,7 @@ def test_a_signal_to_all_ranks(tiny: Callable[..., Run], clean: Callable[..., Ru
     """As a terminal's Ctrl-C, or a machine that shuts down."""
     run = tiny(ranks=2)
     job = run.start(STEP_SECONDS="0.1")
-    while len(run.step_log()) < 5:
-        assert not job.over.wait(0.01), job.text
+    until(lambda: steps(run) >= 5, job)
     job.signal(signal.SIGTERM)
     job.wait()
     assert job.codes == [75, 75], job.text

@@ -18,6 +18,8 @@ from pitstop.session.heir import start_again
 from pitstop.session.place import Place, check_meeting, find, launched_rank, launched_world
 from pitstop.stopper import Limit, Stopper, stop_file, time_limit
 
+TOLD_AGAIN_SECONDS = 1.0
+
 
 @contextmanager
 def life(config: RecipeConfig, recipe: Path) -> Iterator[tuple[Attempt, Place, Stopper]]:
@@ -88,8 +90,7 @@ def _told_again(error: Exception) -> Exception:
     if not isinstance(error, (ConnectionError, EOFError)):
         return error
     try:
-        for _ in range(20):
-            time.sleep(0.05)
+        time.sleep(TOLD_AGAIN_SECONDS)  # a handler that raises ends it
     except RuntimeError as second:
         return second
     return error
